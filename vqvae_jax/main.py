@@ -1,0 +1,187 @@
+"""The command: `python -m vqvae_jax.main --config=configs/quickstart.py`, or `--mode=... --workdir=RUN`."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before jax is imported: its C++ half would report on TPUs and compilation that no user asked about.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+from PIL import Image, UnidentifiedImageError
+
+from vqvae_jax import api, builders, plots
+from vqvae_jax.errors import InputError, suggest
+from vqvae_jax.evaluate import evaluate, print_table
+from vqvae_jax.metric_writer import read_record, write_json
+from vqvae_jax.train import Stopped, flatten, train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cifar10.py or configs/cifar10.py:smoke")
+MODE = flags.DEFINE_string("mode", "train", "What to do: train, evaluate or reconstruct.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/NAME of the config.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set lies; default: as in the config.")
+RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "never"], "never: put an old run in the folder aside and start over.")
+SPLIT = flags.DEFINE_string("split", "test", "evaluate, reconstruct: train, validation or test.")
+INPUT = flags.DEFINE_multi_string("input", [], "reconstruct: an image file instead of the split; may be repeated.")
+OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the PNG to write; default: RUN/figures/reconstructions.png.")
+NUM = flags.DEFINE_integer("num", 32, "reconstruct: how many images of the split.", lower_bound=1)
+
+GRID_COLUMNS = 16
+
+
+def run_train() -> None:
+    """Train or go on, then measure the test split and draw the figures."""
+    if CONFIG.value is None:
+        raise InputError("--mode=train needs a config: e.g. --config=configs/quickstart.py")
+    config = CONFIG.value.to_dict()
+    if DATA_DIR.value is not None:
+        config["data"]["data_dir"] = DATA_DIR.value
+    workdir = Path(WORKDIR.value or default_workdir())
+    print(f"run folder: {workdir}   device: {jax.devices()[0].device_kind} x {jax.device_count()}", flush=True)
+    run = train(config, workdir, resume=RESUME.value == "auto")
+    report(run, workdir)
+    save_reconstructions(run, workdir / "figures" / "reconstructions.png")
+    plots.save_curves(workdir / "figures" / "curves.png", read_record(workdir), f"{workdir.name}, {run.meta['step']} steps")
+    print(f"figures:     {workdir}/figures/curves.png, {workdir}/figures/reconstructions.png")
+    print(f"table:       {workdir}/evaluation.json")
+    print(f"log:         {workdir}/metrics.jsonl   (curves: tensorboard --logdir {workdir}/tensorboard)")
+    print(f"checkpoint:  {workdir}/checkpoints/model/{run.meta['step']}")
+
+
+def run_evaluate() -> None:
+    """Measure a split with the newest checkpoint."""
+    workdir = existing_workdir()
+    report(api.load(workdir, DATA_DIR.value), workdir)
+    print(f"table:       {workdir}/evaluation.json")
+
+
+def run_reconstruct() -> None:
+    """Write originals above reconstructions as one PNG."""
+    workdir = existing_workdir()
+    run = api.load(workdir, DATA_DIR.value)
+    path = Path(OUTPUT.value or workdir / "figures" / "reconstructions.png")
+    if INPUT.value:
+        pairs = [[image, run.reconstruct(image)] for image in map(read_image(run), INPUT.value)]
+        columns = [np.concatenate(pair) for pair in pairs] if _one_size(pairs) else None
+        rows = [np.stack(row) for row in zip(*columns, strict=True)] if columns else [x for pair in pairs for x in pair]
+        plots.save_grid(path, rows)
+    else:
+        save_reconstructions(run, path)
+    print(f"originals above reconstructions: {path}")
+
+
+def _one_size(pairs) -> bool:
+    return len({image.shape for image, _ in pairs}) == 1
+
+
+COMMANDS: dict[str, Callable[[], None]] = {"train": run_train, "evaluate": run_evaluate, "reconstruct": run_reconstruct}
+
+
+def report(run: api.Run, workdir: Path) -> None:
+    """Evaluate, write `evaluation.json` and print the table."""
+    source = builders.build_source(run.meta["config"]["data"], SPLIT.value)
+    result = evaluate(run, source, run.meta["config"]["eval"]["test_images"])
+    write_json(workdir / "evaluation.json", result)
+    print_table(result)
+
+
+def save_reconstructions(run: api.Run, path: Path) -> None:
+    """Draw the first images of the split above their reconstructions."""
+    images = builders.build_source(run.meta["config"]["data"], SPLIT.value).images[: NUM.value]
+    plots.save_grid(path, plots.reconstruction_rows(images, run.reconstruct(images), GRID_COLUMNS))
+
+
+def read_image(run: api.Run) -> Callable[[str], np.ndarray]:
+    """Give a reader of image files with the run's number of channels: path to uint8 [1,H,W,C]."""
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[run.meta["image_shape"][2]]
+
+    def read(path: str) -> np.ndarray:
+        try:
+            image = np.asarray(Image.open(path).convert(mode))
+        except UnidentifiedImageError as error:
+            raise InputError(f"{path} is not an image that Pillow can read") from error
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        return image.reshape(1, *image.shape[:2], -1)
+
+    return read
+
+
+def default_workdir() -> str:
+    """runs/NAME for configs/NAME.py, and runs/NAME-VARIANT for configs/NAME.py:VARIANT."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
+
+
+def existing_workdir() -> Path:
+    """The folder of --workdir, or the config's default one."""
+    if WORKDIR.value is None and CONFIG.value is None:
+        raise InputError(f"--mode={MODE.value} needs --workdir=RUN, the folder of a trained run")
+    return Path(WORKDIR.value or default_workdir())
+
+
+def main(argv: list[str]) -> None:
+    """Run the command that --mode names."""
+    logging.set_verbosity(logging.ERROR)  # orbax and matplotlib tell of their inner workings
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}: image files are named with --input={argv[1]}")
+    builders.pick(COMMANDS, MODE.value, "mode")()
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; whatever is wrong with them or the config file is one line."""
+    try:
+        return flags.FLAGS(argv)
+    except FileNotFoundError as error:
+        _fail(f"no config file {error.filename}: see configs/")
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(_explain(str(error)))
+
+
+def _explain(message: str) -> str:
+    """Turn what ml_collections or absl says of the command line into one line, with a suggestion for a wrong key."""
+    known = flatten(CONFIG.value.to_dict()) if CONFIG.value is not None else {}
+    for argument in sys.argv[1:]:
+        key = re.match(r"--?config\.([\w.]+)", argument)
+        if key and known and key[1] not in known:
+            return f"unknown option {key[1]}: {suggest(key[1], known)}"
+    return " ".join(message.split())
+
+
+def _fail(message: str, code: int = 2):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def is_out_of_space(error: BaseException | None) -> bool:
+    """Tell whether an error, of Python or of a library in C++, or its cause says that the disk is full."""
+    if error is None:
+        return False
+    full = getattr(error, "errno", None) == 28 or "No space left on device" in str(error)
+    return full or is_out_of_space(error.__cause__ or error.__context__)
+
+
+def run() -> None:
+    """Run the program; a mistake of the user's is one line and exit status 2, a stop by signal 130."""
+    try:
+        app.run(main, flags_parser=parse)
+    except InputError as error:
+        _fail(str(error))
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if not is_out_of_space(error):
+            raise
+        _fail("no space left on disk: make room and run the same command, it goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,90 @@
+"""The record of a run: JSON lines (complete, exact), TensorBoard (to look at), and one line on the terminal."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+RECORD = "metrics.jsonl"
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a JSON file whole or not at all; numbers that aren't finite become null."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_record(workdir: str | Path) -> list[dict]:
+    """Read the lines of `metrics.jsonl`; a last line that was cut off in the middle is left out."""
+    path = Path(workdir) / RECORD
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut_record(workdir: str | Path, step: int) -> None:
+    """Drop the lines after `step`, so that a resumed run writes none twice."""
+    kept = [line for line in read_record(workdir) if line["step"] <= step]
+    path = Path(workdir) / RECORD
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+class MetricWriter:
+    """Writes scalars and images of one run; of several processes, only the first one does."""
+
+    def __init__(self, workdir: str | Path, first_step: int, num_steps: int, tensorboard: bool, active: bool = True):
+        """Continue the record at `first_step`; `num_steps` is where the progress line ends."""
+        self._file = self._board = self._bar = None
+        if not active:
+            return
+        cut_record(workdir, first_step)
+        self._file = open(Path(workdir) / RECORD, "a", buffering=1)
+        if tensorboard:
+            folder = str(Path(workdir) / "tensorboard")
+            self._board = tensorboardX.SummaryWriter(folder, purge_step=first_step + 1, flush_secs=10)
+        layout = "{l_bar}{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, bar_format=layout, desc="train", mininterval=0.5, dynamic_ncols=True
+        )
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Record numbers of one step as one JSON line and as curves."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps(_finite({"step": step, **values})) + "\n")
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(key, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Show a picture uint8 [H,W,3] in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def progress(self, step: int, text: str | None = None) -> None:
+        """Move the progress line to `step`, and change what stands at its end."""
+        if self._bar is not None:
+            if text is not None:
+                self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        for part in (self._bar, self._file, self._board):
+            if part is not None:
+                part.close()

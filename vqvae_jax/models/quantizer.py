@@ -1,0 +1,152 @@
+"""Vector quantization as pure functions: nearest code, straight-through gradient, and the two ways to learn codes.
+
+Shapes, here and everywhere: b images, h x w positions, G codebooks per position, K codes each, D dimensions.
+`z_e` is [b,h,w,G,D], a codebook [G,K,D], indices are int32 [b,h,w,G]. Nothing here knows of devices: with the
+batch split over a mesh, the sums below are global sums.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+# Distances are compared for this many codes at a time, so K never multiplies the memory.
+CODES_AT_ONCE = 256
+
+
+class Quantized(NamedTuple):
+    """The nearest code of every latent vector: `z_q` float [b,h,w,G,D] and its `indices` int32 [b,h,w,G]."""
+
+    z_q: Array
+    indices: Array
+
+
+class Ema(NamedTuple):
+    """Running sums behind an EMA codebook: `count` float32 [G,K] and `total` float32 [G,K,D] (app. A.1)."""
+
+    count: Array
+    total: Array
+
+
+def nearest_code(z_e: Float[Array, "b h w g d"], codebook: Float[Array, "g k d"]) -> Int[Array, "b h w g"]:
+    """Find the index of the Euclidean nearest code; the lowest index wins a tie.
+
+    Compares `CODES_AT_ONCE` codes at a time and keeps the best: never more than b·h·w·G·CODES_AT_ONCE scores.
+    """
+    best_score = jnp.full(z_e.shape[:-1], jnp.inf)
+    best = jnp.zeros(z_e.shape[:-1], jnp.int32)
+    for start in range(0, codebook.shape[1], CODES_AT_ONCE):
+        codes = codebook[:, start : start + CODES_AT_ONCE]
+        # |z - e|² without |z|², which no code can change.
+        products = jnp.einsum("bhwgd,gkd->bhwgk", z_e, codes, precision="highest")
+        scores = jnp.sum(codes**2, axis=-1).reshape(1, 1, 1, *codes.shape[:2]) - 2 * products
+        index = jnp.argmin(scores, axis=-1).astype(jnp.int32)
+        score = jnp.min(scores, axis=-1)
+        best, best_score = jnp.where(score < best_score, start + index, best), jnp.minimum(score, best_score)
+    return best
+
+
+def look_up(codebook: Float[Array, "g k d"], indices: Int[Array, "b h w g"]) -> Float[Array, "b h w g d"]:
+    """Fetch the codes that `indices` name, each from its own codebook."""
+    return codebook[jnp.arange(codebook.shape[0]).reshape(1, 1, 1, -1), indices]
+
+
+def quantize(z_e: Float[Array, "b h w g d"], codebook: Float[Array, "g k d"]) -> Quantized:
+    """Replace every latent vector by its nearest code (van den Oord et al. 2017, eq. 1 and 2)."""
+    indices = nearest_code(z_e, codebook)
+    return Quantized(z_q=look_up(codebook, indices), indices=indices)
+
+
+def straight_through(z_e: Float[Array, "*s"], z_q: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Give exactly `z_q`, with a gradient that goes unchanged to `z_e` and not at all to `z_q` (sec. 3.2)."""
+    return jax.lax.stop_gradient(z_q) + (z_e - jax.lax.stop_gradient(z_e))
+
+
+def codebook_loss(z_e: Float[Array, "*s"], z_q: Float[Array, "*s"]) -> Float[Array, ""]:
+    """Second term of eq. (3), mean over everything: moves the codes towards the encoder."""
+    return jnp.mean((jax.lax.stop_gradient(z_e) - z_q) ** 2)
+
+
+def commitment_loss(z_e: Float[Array, "*s"], z_q: Float[Array, "*s"]) -> Float[Array, ""]:
+    """Third term of eq. (3) without its weight beta, mean over everything: moves the encoder towards the codes."""
+    return jnp.mean((z_e - jax.lax.stop_gradient(z_q)) ** 2)
+
+
+def count_codes(indices: Int[Array, "b h w g"], codebook_size: int) -> Float[Array, "g k"]:
+    """Count how often each code of each codebook occurs."""
+    return _sum_by_code(jnp.ones((*indices.shape, 1)), indices, codebook_size)[..., 0]
+
+
+def _sum_by_code(vectors, indices, codebook_size):
+    """Sum [b,h,w,G,D] by code to [G,K,D]: scattered on a CPU; a product elsewhere, the same bits on every run."""
+    num_codebooks, depth = vectors.shape[-2:]
+
+    def scattered(vectors, indices):
+        flat = indices + codebook_size * jnp.arange(num_codebooks).reshape(1, 1, 1, -1)
+        sums = jax.ops.segment_sum(vectors.reshape(-1, depth), flat.reshape(-1), num_codebooks * codebook_size)
+        return sums.reshape(num_codebooks, codebook_size, depth)
+
+    def by_product(vectors, indices):
+        one_hot = jax.nn.one_hot(indices, codebook_size, dtype=vectors.dtype)
+        return jnp.einsum("bhwgk,bhwgd->gkd", one_hot, vectors, precision="highest")
+
+    return jax.lax.platform_dependent(vectors, indices, cpu=scattered, default=by_product)
+
+
+def _positions(z_e):
+    return math.prod(z_e.shape[:3])
+
+
+def draw_vectors(key: Key[Array, ""], z_e: Float[Array, "b h w g d"], num: int) -> Float[Array, "g num d"]:
+    """Draw `num` of the batch's vectors per codebook, one from each of `num` equal stretches of the batch.
+
+    So none is drawn twice as long as there are enough, and nothing needs sorting.
+    """
+    positions, (num_codebooks, depth) = _positions(z_e), z_e.shape[-2:]
+    offset = jax.random.uniform(key, (num_codebooks, num))
+    chosen = (jnp.arange(num).reshape(1, -1) + offset) * (positions / num)
+    chosen = jnp.minimum(chosen.astype(jnp.int32), positions - 1)
+    flat = z_e.reshape(positions, num_codebooks, depth)
+    return flat[chosen, jnp.arange(num_codebooks).reshape(-1, 1)]
+
+
+def ema_init(key: Key[Array, ""], z_e: Float[Array, "b h w g d"], codebook_size: int) -> Ema:
+    """Start the codebook at vectors of the first batch, each counted as often as in a uniform use of the codes."""
+    vectors = draw_vectors(key, z_e, codebook_size)
+    count = jnp.full(vectors.shape[:2], _positions(z_e) / codebook_size)
+    return Ema(count=count, total=vectors * count[..., None])
+
+
+def ema_codebook(ema: Ema, epsilon: float) -> Float[Array, "g k d"]:
+    """Divide the sums by the counts (app. A.1), these Laplace-smoothed by `epsilon` (the authors' library, Sonnet)."""
+    n = jnp.sum(ema.count, axis=-1, keepdims=True)
+    smoothed = (ema.count + epsilon) / (n + ema.count.shape[-1] * epsilon) * n
+    return ema.total / smoothed[..., None]
+
+
+def ema_update(ema: Ema, z_e: Float[Array, "b h w g d"], indices: Int[Array, "b h w g"], decay: float) -> Ema:
+    """Move counts and sums towards those of this batch by 1 - `decay` (app. A.1, eq. 6 and 7)."""
+    size = ema.count.shape[-1]
+    z_e = jax.lax.stop_gradient(z_e)
+    return Ema(
+        count=decay * ema.count + (1 - decay) * count_codes(indices, size),
+        total=decay * ema.total + (1 - decay) * _sum_by_code(z_e, indices, size),
+    )
+
+
+def revive(key: Key[Array, ""], ema: Ema, z_e: Float[Array, "b h w g d"], threshold: float) -> Ema:
+    """Put codes that are used less than `threshold` of a uniform share at random vectors of the batch.
+
+    A revived code gets the count of a uniform share *and* the sum that belongs to it, so that the next
+    update continues from its new place. `threshold` is a share, 0 (never) to 1.
+    """
+    size = ema.count.shape[-1]
+    share = _positions(z_e) / size
+    fresh = draw_vectors(key, jax.lax.stop_gradient(z_e), size)
+    dead = ema.count < threshold * share
+    return Ema(
+        count=jnp.where(dead, share, ema.count),
+        total=jnp.where(dead[..., None], fresh * share, ema.total),
+    )

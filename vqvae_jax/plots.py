@@ -1,0 +1,79 @@
+"""Pictures: grids of images as PNG, and figures of a run's record."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+GAP = 2
+MIN_SIDE = 64  # smaller images are enlarged to this, pixel by pixel, so that they can be looked at
+
+
+def image_grid(rows: list[np.ndarray]) -> np.ndarray:
+    """Lay out rows of images, each uint8 [n,H,W,C] with 1 or 3 channels, on white: uint8 [h,w,3]."""
+    height, width, channels = np.max([row.shape[1:] for row in rows], axis=0)
+    columns = max(len(row) for row in rows)
+    canvas = np.full((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            top, left = y * (height + GAP), x * (width + GAP)
+            canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return np.repeat(canvas, 3, axis=-1) if channels == 1 else canvas
+
+
+def reconstruction_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> list[np.ndarray]:
+    """Pair rows of `columns` originals with their reconstructions right below."""
+    rows = []
+    for start in range(0, len(originals), columns):
+        rows += [originals[start : start + columns], reconstructions[start : start + columns]]
+    return rows
+
+
+def save_grid(path: str | Path, rows: list[np.ndarray]) -> None:
+    """Write rows of images as PNG; small images are enlarged by a whole factor."""
+    factor = max(1, -(-MIN_SIDE // rows[0].shape[1]))
+    image = Image.fromarray(image_grid(rows))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+CURVES = {  # panel title: metric stem, the axis
+    "negative log-likelihood bound": ("bits_per_dim", "bits/dim"),
+    "distortion, −log P(x | z)": ("distortion", "bits/dim"),
+    "perplexity of the codebook": ("perplexity", "codes"),
+}
+
+
+def save_curves(path: str | Path, record: list[dict], title: str) -> None:
+    """Draw training and validation curves from the lines of `metrics.jsonl`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(CURVES), figsize=(12, 3.4), layout="constrained")
+    for axis, (name, (stem, unit)) in zip(axes, CURVES.items(), strict=True):
+        prefixes = {
+            f"train/{stem}": ("training batch", "0.7"),
+            f"train/batch_{stem}": ("training batch", "0.7"),
+            f"eval/{stem}": ("validation", "C0"),
+        }
+        for key, (label, color) in prefixes.items():
+            points = [(line["step"], line[key]) for line in record if line.get(key) is not None]
+            if points:
+                marker = "o" if key.startswith("eval") and len(points) < 30 else None
+                axis.plot(*zip(*points, strict=True), label=label, color=color, marker=marker, markersize=3, lw=1.2)
+        values = [line[k] for line in record for k in prefixes if line.get(k) is not None]
+        if unit == "bits/dim" and values:
+            # The first steps, far off the rest, would flatten the curve.
+            low, high = np.min(values), np.percentile(values, 97)
+            axis.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.1 * (high - low) + 0.01)
+        axis.set(title=name, xlabel="step", ylabel=unit)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
