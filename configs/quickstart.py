@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 50
 
     config.train = ml_collections.ConfigDict()
-    config.train.num_steps = 1500
+    config.train.num_steps = 1000
     config.train.log_every = 20  # steps
     config.train.eval_every = 250  # steps
     config.train.checkpoint_every = 250  # steps

@@ -11,6 +11,7 @@ arranged so that a CPU spends its time in matrix products (an accelerator loses 
 `experiments/benchmarks/train_step.py` holds the plain form, checks that both are equal, and times them.
 """
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -19,9 +20,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-KERNEL_INIT = nn.initializers.lecun_normal()
 # Below this many output channels, a transposed convolution is one product and a sum of small overlapping patches.
 FOLD_BELOW = 33
+
+
+def kernel_init(key, shape):
+    """LeCun's truncated normal (standard deviation 1/sqrt(fan-in)), drawn flat: XLA compiles that 10 times faster."""
+    flat = nn.initializers.truncated_normal(stddev=1.0)(key, (math.prod(shape),))
+    # A normal cut at two standard deviations keeps 0.8796 of its own.
+    return flat.reshape(shape) / (math.sqrt(math.prod(shape[:-1])) * 0.87962566103423978)
 
 
 def product(x: Float[Array, "*b c"], matrix: Float[Array, "c o"]) -> Float[Array, "*b o"]:
@@ -157,7 +164,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", KERNEL_INIT, (self.size, self.size, x.shape[-1], self.features))
+        kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.size == 1:
             return product(x, kernel[0, 0]) + bias.reshape(1, 1, 1, -1)
@@ -172,7 +179,7 @@ class StridedParameters(nn.Module):
 
     @nn.compact
     def __call__(self):
-        kernel = self.param("kernel", KERNEL_INIT, (4, 4, self.inputs, self.features))
+        kernel = self.param("kernel", kernel_init, (4, 4, self.inputs, self.features))
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 # Distances are compared for this many codes at a time, so K never multiplies the memory.
-CODES_AT_ONCE = 256
+CODES_AT_ONCE = 1024
 
 
 class Quantized(NamedTuple):
@@ -33,17 +33,20 @@ class Ema(NamedTuple):
 def nearest_code(z_e: Float[Array, "b h w g d"], codebook: Float[Array, "g k d"]) -> Int[Array, "b h w g"]:
     """Find the index of the Euclidean nearest code; the lowest index wins a tie.
 
-    Compares `CODES_AT_ONCE` codes at a time and keeps the best: never more than b·h·w·G·CODES_AT_ONCE scores.
+    One codebook at a time, `CODES_AT_ONCE` codes at a time: never more than b·h·w·CODES_AT_ONCE scores in memory.
     """
-    best_score = jnp.full(z_e.shape[:-1], jnp.inf)
-    best = jnp.zeros(z_e.shape[:-1], jnp.int32)
-    for start in range(0, codebook.shape[1], CODES_AT_ONCE):
-        codes = codebook[:, start : start + CODES_AT_ONCE]
+    flat = z_e.reshape(-1, *z_e.shape[-2:])
+    indices = [_nearest_of_one(flat[:, g], codebook[g]) for g in range(codebook.shape[0])]
+    return jnp.stack(indices, axis=-1).reshape(z_e.shape[:-1])
+
+
+def _nearest_of_one(z_e: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Int[Array, "n"]:
+    best_score, best = jnp.full(len(z_e), jnp.inf), jnp.zeros(len(z_e), jnp.int32)
+    for start in range(0, len(codebook), CODES_AT_ONCE):
+        codes = codebook[start : start + CODES_AT_ONCE]
         # |z - e|² without |z|², which no code can change.
-        products = jnp.einsum("bhwgd,gkd->bhwgk", z_e, codes, precision="highest")
-        scores = jnp.sum(codes**2, axis=-1).reshape(1, 1, 1, *codes.shape[:2]) - 2 * products
-        index = jnp.argmin(scores, axis=-1).astype(jnp.int32)
-        score = jnp.min(scores, axis=-1)
+        scores = jnp.sum(codes**2, axis=-1)[None] - 2 * jnp.matmul(z_e, codes.T, precision="highest")
+        index, score = jnp.argmin(scores, axis=-1).astype(jnp.int32), jnp.min(scores, axis=-1)
         best, best_score = jnp.where(score < best_score, start + index, best), jnp.minimum(score, best_score)
     return best
 
@@ -105,7 +108,7 @@ def draw_vectors(key: Key[Array, ""], z_e: Float[Array, "b h w g d"], num: int) 
     So none is drawn twice as long as there are enough, and nothing needs sorting.
     """
     positions, (num_codebooks, depth) = _positions(z_e), z_e.shape[-2:]
-    offset = jax.random.uniform(key, (num_codebooks, num))
+    offset = jax.random.uniform(key, (num_codebooks * num,)).reshape(num_codebooks, num)
     chosen = (jnp.arange(num).reshape(1, -1) + offset) * (positions / num)
     chosen = jnp.minimum(chosen.astype(jnp.int32), positions - 1)
     flat = z_e.reshape(positions, num_codebooks, depth)

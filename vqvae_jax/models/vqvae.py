@@ -58,11 +58,11 @@ class VQVAE:
     def init(self, key: Key[Array, ""], images: Images):
         """Draw the networks and start the codebook at encoded vectors of `images`, the first batch."""
         encoder_key, decoder_key, codebook_key = jax.random.split(key, 3)
-        params = {"encoder": self.encoder.init(encoder_key, self._standardise(images))["params"]}
+        params = {"encoder": self.encoder.lazy_init(encoder_key, self._standardise(images))["params"]}
         z_e = self._latents(params, images)
         ema = quantizer.ema_init(codebook_key, z_e, self.codebook_size)
-        flat = z_e.reshape(*z_e.shape[:3], -1)
-        params["decoder"] = self.decoder.init(decoder_key, flat)["params"]
+        flat = jax.ShapeDtypeStruct((*z_e.shape[:3], self.num_codebooks * self.embedding_dim), z_e.dtype)
+        params["decoder"] = self.decoder.lazy_init(decoder_key, flat)["params"]
         if self.codebook_update == "ema":
             return {"params": params, "state": ema}
         params["codebook"] = quantizer.ema_codebook(ema, epsilon=0.0)
@@ -123,8 +123,10 @@ class VQVAE:
     def fit_sums(self, variables, images: Images, mask):
         """Sum over the images that `mask` keeps what `fit` needs."""
         codes = self.encode(variables, images)
-        one_hot = jax.nn.one_hot(codes, self.codebook_size) * mask.reshape(-1, 1, 1, 1, 1)
-        sums = {"num_images": jnp.sum(mask), "code_counts": jnp.sum(one_hot, axis=0)}
+        places = jnp.indices(codes.shape[1:], sparse=True)
+        counts = jnp.zeros((*codes.shape[1:], self.codebook_size))
+        counts = counts.at[(*(p[None] for p in places), codes)].add(mask.astype(jnp.float32).reshape(-1, 1, 1, 1))
+        sums = {"num_images": jnp.sum(mask), "code_counts": counts}
         if isinstance(self.likelihood, SquaredError):
             raw = self._raw(variables["params"], quantizer.look_up(self.codebook(variables), codes))
             squares = self.likelihood.squared_levels(raw, images) * mask.reshape(-1, 1, 1, 1)
