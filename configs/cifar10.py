@@ -84,7 +84,7 @@ def _small(config):
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
-    config.train.num_steps = 6000
+    config.train.num_steps = 4000
     config.train.log_every = 20
     config.train.eval_every = config.train.checkpoint_every = 500
     config.eval.validation_images = 1024

@@ -21,11 +21,11 @@ from vqvae_jax.evaluate import evaluate, print_table
 from vqvae_jax.metric_writer import read_record, write_json
 from vqvae_jax.train import Stopped, flatten, train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/cifar10.py or configs/cifar10.py:smoke")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, and a variant: configs/cifar10.py:smoke")
 MODE = flags.DEFINE_string("mode", "train", "What to do: train, evaluate or reconstruct.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/NAME of the config.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set lies; default: as in the config.")
-RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "never"], "never: put an old run in the folder aside and start over.")
+RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "never"], "never: put an old run aside and start over.")
 SPLIT = flags.DEFINE_string("split", "test", "evaluate, reconstruct: train, validation or test.")
 INPUT = flags.DEFINE_multi_string("input", [], "reconstruct: an image file instead of the split; may be repeated.")
 OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the PNG to write; default: RUN/figures/reconstructions.png.")
@@ -46,7 +46,8 @@ def run_train() -> None:
     run = train(config, workdir, resume=RESUME.value == "auto")
     report(run, workdir)
     save_reconstructions(run, workdir / "figures" / "reconstructions.png")
-    plots.save_curves(workdir / "figures" / "curves.png", read_record(workdir), f"{workdir.name}, {run.meta['step']} steps")
+    title = f"{run.meta['config']['data']['name']}, {run.meta['step']} steps"
+    plots.save_curves(workdir / "figures" / "curves.png", read_record(workdir), title)
     print(f"figures:     {workdir}/figures/curves.png, {workdir}/figures/reconstructions.png")
     print(f"table:       {workdir}/evaluation.json")
     print(f"log:         {workdir}/metrics.jsonl   (curves: tensorboard --logdir {workdir}/tensorboard)")
@@ -128,9 +129,17 @@ def existing_workdir() -> Path:
 def main(argv: list[str]) -> None:
     """Run the command that --mode names."""
     logging.set_verbosity(logging.ERROR)  # orbax and matplotlib tell of their inner workings
+    keep_compiled()
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: image files are named with --input={argv[1]}")
     builders.pick(COMMANDS, MODE.value, "mode")()
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs on disk, so that only the first start waits for the compiler."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/vqvae_jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int, Key
 
 # Distances are compared for this many codes at a time, so K never multiplies the memory.
 CODES_AT_ONCE = 1024
+# A new code counts as this share of a uniform use: it follows its first vectors quickly, and is soon replaced if
+# there are none.
+NEW_CODE_SHARE = 0.1
 
 
 class Quantized(NamedTuple):
@@ -116,9 +119,9 @@ def draw_vectors(key: Key[Array, ""], z_e: Float[Array, "b h w g d"], num: int) 
 
 
 def ema_init(key: Key[Array, ""], z_e: Float[Array, "b h w g d"], codebook_size: int) -> Ema:
-    """Start the codebook at vectors of the first batch, each counted as often as in a uniform use of the codes."""
+    """Start the codebook at vectors of the first batch, with the small count of a new code."""
     vectors = draw_vectors(key, z_e, codebook_size)
-    count = jnp.full(vectors.shape[:2], _positions(z_e) / codebook_size)
+    count = jnp.full(vectors.shape[:2], NEW_CODE_SHARE * _positions(z_e) / codebook_size)
     return Ema(count=count, total=vectors * count[..., None])
 
 
@@ -142,14 +145,14 @@ def ema_update(ema: Ema, z_e: Float[Array, "b h w g d"], indices: Int[Array, "b 
 def revive(key: Key[Array, ""], ema: Ema, z_e: Float[Array, "b h w g d"], threshold: float) -> Ema:
     """Put codes that are used less than `threshold` of a uniform share at random vectors of the batch.
 
-    A revived code gets the count of a uniform share *and* the sum that belongs to it, so that the next
-    update continues from its new place. `threshold` is a share, 0 (never) to 1.
+    A revived code gets the count of a new code *and* the sum that belongs to it, so that the next update
+    continues from its new place. `threshold` is a share, 0 (never) to NEW_CODE_SHARE.
     """
     size = ema.count.shape[-1]
     share = _positions(z_e) / size
     fresh = draw_vectors(key, jax.lax.stop_gradient(z_e), size)
     dead = ema.count < threshold * share
     return Ema(
-        count=jnp.where(dead, share, ema.count),
-        total=jnp.where(dead[..., None], fresh * share, ema.total),
+        count=jnp.where(dead, NEW_CODE_SHARE * share, ema.count),
+        total=jnp.where(dead[..., None], fresh * NEW_CODE_SHARE * share, ema.total),
     )

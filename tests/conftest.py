@@ -1,0 +1,70 @@
+"""Strict flags for every test, and small shared fixtures. Nothing here needs a network or data from outside."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiled once, used by every test and by every program that a test starts.
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+try:  # requirements-dev.txt has beartype, with which every annotated shape is checked
+    import beartype  # noqa: F401
+    from jaxtyping import install_import_hook
+
+    install_import_hook("vqvae_jax", "beartype.beartype")
+except ImportError:
+    pass
+
+import jax
+import numpy as np
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from configs import quickstart
+from vqvae_jax import builders
+from vqvae_jax.data.sources import ArraySource
+
+IMAGE_SHAPE = (8, 12, 3)
+
+
+@pytest.fixture
+def config() -> dict:
+    """A complete config of a tiny model, as plain dicts."""
+    config = quickstart.get_config("smoke").to_dict()
+    config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+    config["data"] |= {"batch_size": 4, "num_threads": 0}
+    config["train"] |= {"num_steps": 6, "log_every": 1, "eval_every": 3, "checkpoint_every": 2}
+    config["logging"]["tensorboard"] = False
+    return config
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """Ten random images, uint8 [10,8,12,3]."""
+    return np.random.default_rng(0).integers(0, 256, (10, *IMAGE_SHAPE), dtype=np.uint8)
+
+
+@pytest.fixture
+def source(images) -> ArraySource:
+    """The ten images as a data set of two classes, one of them with a single image."""
+    labels = np.array([0] * 9 + [1], np.int32)
+    return ArraySource("tiny", "test", images, labels, ("many", "single"))
+
+
+@pytest.fixture
+def model(config):
+    """The tiny model of `config`."""
+    return builders.build_model(config["model"], IMAGE_SHAPE)
+
+
+@pytest.fixture
+def variables(model, images):
+    """The tiny model's first variables, with an empty `fitted`."""
+    return {**jax.jit(model.init)(jax.random.key(0), images), "fitted": {}}
