@@ -1,6 +1,6 @@
 """A small VQ-VAE on 32x32 crops of five photographs: the whole way in under 5 minutes on two CPU cores.
 
-    python -m vqvae_jax.main --config=configs/quickstart.py            (:smoke ends in a minute)
+python -m vqvae_jax.main --config=configs/quickstart.py            (:smoke ends in a minute)
 """
 
 import ml_collections

@@ -24,6 +24,7 @@ except ImportError:
 
 import jax
 import numpy as np
+from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -34,12 +35,23 @@ from vqvae_jax.data.sources import ArraySource
 IMAGE_SHAPE = (8, 12, 3)
 
 
+@pytest.fixture(scope="session")
+def photo_dir(tmp_path_factory) -> str:
+    """A folder with five small photographs of noise, in place of scikit-image's."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"):
+        coarse = Image.fromarray(random.integers(0, 256, (15, 20, 3), dtype=np.uint8))
+        coarse.resize((160, 120), Image.Resampling.BICUBIC).save(folder / name)
+    return str(folder)
+
+
 @pytest.fixture
-def config() -> dict:
-    """A complete config of a tiny model, as plain dicts."""
+def config(photo_dir) -> dict:
+    """A complete config of a tiny model on those photographs, as plain dicts."""
     config = quickstart.get_config("smoke").to_dict()
     config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
-    config["data"] |= {"batch_size": 4, "num_threads": 0}
+    config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
     config["train"] |= {"num_steps": 6, "log_every": 1, "eval_every": 3, "checkpoint_every": 2}
     config["logging"]["tensorboard"] = False
     return config

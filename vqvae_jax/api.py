@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
 
 from vqvae_jax import builders, checkpoint, metrics, sharding
 from vqvae_jax.data import batches
@@ -18,8 +17,9 @@ from vqvae_jax.priors import uniform, unigram
 
 PRIORS = {"uniform": uniform, "unigram": unigram}
 
-Images = UInt8[np.ndarray, "n h w c"]
-Codes = Int[np.ndarray, "n h w g"]
+# At the border wrong arrays get an error of their own, so these say less than they require.
+Images = np.ndarray  # uint8 [N,H,W,C]
+Codes = np.ndarray  # int32 [N,h,w,G]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -108,7 +108,8 @@ class Run:
     def fit(self, source, num_images: int = 0) -> dict:
         """Count on training images (0: all) what the model can't learn by gradient; see `model.fit`."""
         total, mesh = None, sharding.make_mesh()
-        for batch in batches.eval_batches(source, self._batch_size(len(source)), num_images):
+        size = self._batch_size(len(source))
+        for batch in batches.eval_batches(source, size, num_images):
             batch = sharding.put_batch(batch, mesh)
             sums = _fit_sums(self.model, self.variables, batch["image"], batch["mask"])
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
@@ -139,7 +140,8 @@ class Run:
             chunk = rows[start : start + size]
             padded = np.concatenate([chunk, np.zeros((size - len(chunk), *rows.shape[1:]), rows.dtype)])
             result = function(self.variables, sharding.put_batch(padded, mesh))
-            results.append(jax.tree.map(lambda x, n=len(chunk): np.asarray(x)[:n], result))
+            length = len(chunk)
+            results.append(jax.tree.map(lambda x, n=length: np.asarray(x)[:n], result))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

@@ -53,7 +53,7 @@ class MetricWriter:
         if not active:
             return
         cut_record(workdir, first_step)
-        self._file = open(Path(workdir) / RECORD, "a", buffering=1)
+        self._file = open(Path(workdir) / RECORD, "a", buffering=1)  # noqa: SIM115 - open as long as the run
         if tensorboard:
             folder = str(Path(workdir) / "tensorboard")
             self._board = tensorboardX.SummaryWriter(folder, purge_step=first_step + 1, flush_secs=10)

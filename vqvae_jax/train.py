@@ -25,7 +25,7 @@ NEUTRAL = ("data.data_dir", "data.num_threads", "logging.", "eval.", "train.log_
 NEUTRAL += ("train.checkpoint_every",)
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - it is no error
     """A run was asked to stop and has saved itself."""
 
 

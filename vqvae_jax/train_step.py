@@ -1,6 +1,6 @@
 """The training step: one jitted function from state and batch to state and metrics."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ class TrainState(NamedTuple):
     """All that changes in training: `step` int32 scalar, `params`, `model_state` (EMA codebook or ()), `opt_state`."""
 
     step: Array
-    params: dict
-    model_state: tuple
-    opt_state: tuple
+    params: Any
+    model_state: Any
+    opt_state: Any
 
 
 def init_state(model, optimizer: optax.GradientTransformation, seed: int, images, mesh) -> TrainState:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer, UInt8
 
-Images = UInt8[Array, "b h w c"]
+Images = UInt8[Array | np.ndarray, "b h w c"]
 # A wider or narrower scale than e^±7 of half the range is a uniform or a single level for 8-bit images.
 MAX_LOG_SCALE = 7.0
 
@@ -21,9 +22,9 @@ def log_interval(cumulative_low, cumulative_high, log_mass, x):
 
 
 def logistic_log_prob(
-    x: Integer[Array, "*s"], mean: Float[Array, "*s"], log_scale: Float[Array, "*s"]
+    x: Integer[Array | np.ndarray, "*s"], mean: Float[Array, "*s"], log_scale: Float[Array, "*s"]
 ) -> Float[Array, "*s"]:
-    """log mass of [x - 1/2, x + 1/2] under a logistic, the tails beyond 0 and 255 included; all in 8-bit levels.
+    """Give the log mass of [x - 1/2, x + 1/2] under a logistic, tails included; all in 8-bit levels.
 
     With a, b the standardised ends, s(b) - s(a) = s(b) s(-a) (1 - e^(a-b)): a sum of logarithms that
     loses no digits anywhere (Salimans et al. 2017, eq. 2, which needed an epsilon).
@@ -36,9 +37,9 @@ def logistic_log_prob(
 
 
 def gaussian_log_prob(
-    x: Integer[Array, "*s"], mean: Float[Array, "*s"], scale: Float[Array, "*s"]
+    x: Integer[Array | np.ndarray, "*s"], mean: Float[Array, "*s"], scale: Float[Array, "*s"]
 ) -> Float[Array, "*s"]:
-    """log mass of [x - 1/2, x + 1/2] under a Gaussian, the tails beyond 0 and 255 included; all in 8-bit levels."""
+    """Give the log mass of [x - 1/2, x + 1/2] under a Gaussian, tails included; all in 8-bit levels."""
     centred = x.astype(jnp.float32) - mean
     low, high = (centred - 0.5) / scale, (centred + 0.5) / scale
     # Symmetric: work in the left tail, where both logarithms of the distribution function are exact.

@@ -52,7 +52,7 @@ def convolution_by_product(x, kernel, padding):
     size, _, c, o = kernel.shape
     taps = product(x, kernel.transpose(2, 0, 1, 3).reshape(c, size * size * o))
     taps = shifts(taps.reshape(*x.shape[:3], size * size, o), size, padding)
-    return sum(taps[n][..., n, :] for n in range(size * size))
+    return jnp.asarray(sum(taps[n][..., n, :] for n in range(size * size)))
 
 
 def dense_convolution(x, kernel, padding):
@@ -79,11 +79,15 @@ def kernel_gradient_by_product(x, gradient, size, padding):
     return jnp.flip(taps, (1, 2)).transpose(1, 2, 0, 3)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolution(
     x: Float[Array, "b h w c"], kernel: Float[Array, "n n c o"], padding: tuple[int, int]
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolve at stride 1, with `padding` zeros (before, after) on both axes."""
+    return jnp.asarray(_convolution(x, kernel, padding))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolution(x, kernel, padding):
     return dense_convolution(x, kernel, padding)
 
 
@@ -104,7 +108,7 @@ def _backward(padding, residuals, gradient):
     return input_gradient, kernel_gradient
 
 
-convolution.defvjp(_forward, _backward)
+_convolution.defvjp(_forward, _backward)
 
 
 def to_blocks(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4 c"]:
@@ -122,13 +126,13 @@ def from_blocks(x: Float[Array, "b h2 w2 4 c"]) -> Float[Array, "b h w c"]:
     return x[:, 1:-1, 1:-1]
 
 
-def block_kernel(kernel: Float[Array, "4 4 c o"]) -> Float[Array, "2 2 4c o"]:
+def block_kernel(kernel: Float[Array, "4 4 c o"]) -> Float[Array, "2 2 4*c o"]:
     """Rearrange the kernel of a 4x4 convolution of stride 2 for blocks: tap 2p + a is block p, pixel a."""
     c, o = kernel.shape[2:]
     return kernel.reshape(2, 2, 2, 2, c, o).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * c, o)
 
 
-def transposed_block_kernel(kernel: Float[Array, "4 4 c o"]) -> Float[Array, "2 2 c 4o"]:
+def transposed_block_kernel(kernel: Float[Array, "4 4 c o"]) -> Float[Array, "2 2 c 4*o"]:
     """The same for a transposed convolution, whose output comes in blocks: a later block holds earlier taps."""
     c, o = kernel.shape[2:]
     blocks = kernel.reshape(2, 2, 2, 2, c, o)[::-1, :, ::-1]

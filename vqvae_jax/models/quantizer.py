@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 # Distances are compared for this many codes at a time, so K never multiplies the memory.
@@ -106,14 +107,16 @@ def _positions(z_e):
 
 
 def draw_vectors(key: Key[Array, ""], z_e: Float[Array, "b h w g d"], num: int) -> Float[Array, "g num d"]:
-    """Draw `num` of the batch's vectors per codebook, one from each of `num` equal stretches of the batch.
+    """Draw `num` of the batch's vectors per codebook, one from each of `num` nearly equal stretches.
 
     So none is drawn twice as long as there are enough, and nothing needs sorting.
     """
     positions, (num_codebooks, depth) = _positions(z_e), z_e.shape[-2:]
     offset = jax.random.uniform(key, (num_codebooks * num,)).reshape(num_codebooks, num)
-    chosen = (jnp.arange(num).reshape(1, -1) + offset) * (positions / num)
-    chosen = jnp.minimum(chosen.astype(jnp.int32), positions - 1)
+    # Whole numbers, so that no two stretches share a vector; where there are too few, some stretches repeat.
+    starts, ends = np.arange(num) * positions // num, (np.arange(num) + 1) * positions // num
+    lengths = np.maximum(ends - starts, 1).reshape(1, -1)
+    chosen = starts.reshape(1, -1) + jnp.minimum((offset * lengths).astype(jnp.int32), lengths - 1)
     flat = z_e.reshape(positions, num_codebooks, depth)
     return flat[chosen, jnp.arange(num_codebooks).reshape(-1, 1)]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vqvae_jax import metrics
@@ -16,8 +17,8 @@ from vqvae_jax.models import quantizer
 from vqvae_jax.models.likelihoods import Logistic, Softmax, SquaredError, round_to_uint8
 from vqvae_jax.models.networks import Decoder, Encoder
 
-Images = UInt8[Array, "b h w c"]
-Codes = Int[Array, "b h w g"]
+Images = UInt8[Array | np.ndarray, "b h w c"]
+Codes = Int[Array | np.ndarray, "b y x g"]  # y, x: rows and columns of codes
 # Any scale gives a valid bound; below a tenth of a level nothing is gained, and 0 would divide by zero.
 MIN_SCALE = 0.1
 
@@ -101,7 +102,7 @@ class VQVAE:
 
     def decode(self, variables, codes: Codes) -> Float[Array, "b h w p"]:
         """Code indices to the parameters of the likelihood."""
-        raw = self._raw(variables["params"], quantizer.look_up(self.codebook(variables), codes))
+        raw = self._raw(variables["params"], quantizer.look_up(self.codebook(variables), jnp.asarray(codes)))
         if isinstance(self.likelihood, SquaredError):
             return self.likelihood.complete(raw, variables["fitted"]["scale"])
         return raw
@@ -122,7 +123,7 @@ class VQVAE:
 
     def fit_sums(self, variables, images: Images, mask):
         """Sum over the images that `mask` keeps what `fit` needs."""
-        codes = self.encode(variables, images)
+        codes = jnp.asarray(self.encode(variables, images))
         places = jnp.indices(codes.shape[1:], sparse=True)
         counts = jnp.zeros((*codes.shape[1:], self.codebook_size))
         counts = counts.at[(*(p[None] for p in places), codes)].add(mask.astype(jnp.float32).reshape(-1, 1, 1, 1))
@@ -146,11 +147,11 @@ class VQVAE:
         return (images.astype(jnp.float32) / 255 - mean) / std
 
     def _latents(self, params, images):
-        z_e = self.encoder.apply({"params": params["encoder"]}, self._standardise(images))
+        z_e = jnp.asarray(self.encoder.apply({"params": params["encoder"]}, self._standardise(images)))
         return z_e.reshape(*z_e.shape[:3], self.num_codebooks, self.embedding_dim)
 
-    def _raw(self, params, z_q):
-        return self.decoder.apply({"params": params["decoder"]}, z_q.reshape(*z_q.shape[:3], -1))
+    def _raw(self, params, z_q) -> Array:
+        return jnp.asarray(self.decoder.apply({"params": params["decoder"]}, z_q.reshape(*z_q.shape[:3], -1)))
 
     def _training_distortion(self, raw, images):
         if isinstance(self.likelihood, SquaredError):

@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -12,7 +13,9 @@ def fit(code_counts: Float[Array, "h w g k"]) -> Float[Array, "g k"]:
     return jnp.full((num_codebooks, codebook_size), -math.log(codebook_size))
 
 
-def log_prob(variables: Float[Array, "g k"], codes: Int[Array, "b h w g"], label=None) -> Float[Array, "b"]:
+def log_prob(
+    variables: Float[Array, "g k"], codes: Int[Array | np.ndarray, "b h w g"], label=None
+) -> Float[Array, "b"]:
     """Sum the log probabilities of an image's codes, in nats; the label tells nothing."""
     num_codebooks = variables.shape[0]
     return jnp.sum(variables[jnp.arange(num_codebooks).reshape(1, 1, 1, -1), codes], axis=(1, 2, 3))

@@ -1,0 +1,64 @@
+"""Copy a finished run's figures and numbers to `experiments/results/`, with how they came about.
+
+python -m experiments.collect RUN --out=experiments/results/NAME --command="..." --data="..."
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+
+from vqvae_jax.metric_writer import read_record, write_json
+
+KEPT = ("config.json", "evaluation.json", "figures/curves.png", "figures/reconstructions.png")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def training_seconds(record: list[dict], longest_pause: float = 120) -> float:
+    """Sum the time between lines of the record; a longer gap than `longest_pause` seconds is a stopped run."""
+    times = [line["unix_time"] for line in record if "unix_time" in line]
+    gaps = [after - before for before, after in pairwise(times)]
+    return sum(gap for gap in gaps if 0 < gap < longest_pause)
+
+
+def main():
+    """Copy one run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--command", required=True, help="how the run was made")
+    parser.add_argument("--data", required=True, help="which data, and where they are from")
+    parser.add_argument("--commit", help="the code that trained; default: the one checked out")
+    parser.add_argument("--note", default="", help="what else to know of the run")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copy(arguments.run / name, arguments.out / Path(name).name)
+    record = read_record(arguments.run)
+    lines = [json.dumps({k: v for k, v in line.items() if k != "unix_time"}) + "\n" for line in record]
+    (arguments.out / "metrics.jsonl").write_text("".join(lines))
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    about = {
+        "command": arguments.command,
+        "data": arguments.data,
+        "commit": arguments.commit or head.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+        "training_minutes": round(training_seconds(record) / 60, 1),
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].platform}",
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "note": arguments.note,
+    }
+    write_json(arguments.out / "about.json", about)
+    print(json.dumps(about))
+
+
+if __name__ == "__main__":
+    main()

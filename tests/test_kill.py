@@ -1,0 +1,64 @@
+"""The real program, killed with -9 at random moments, ends in the bits of a run that was left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_train import assert_same_run
+
+ROOT = Path(__file__).parent.parent
+KILLS = 5
+OPTIONS = ["--config.model.hidden=8", "--config.data.batch_size=8", "--config.train.num_steps=400"]
+OPTIONS += ["--config.train.checkpoint_every=20", "--config.train.eval_every=40", "--config.train.log_every=1"]
+
+
+def start(workdir, photo_dir):
+    line = [sys.executable, "-m", "vqvae_jax.main", f"--config={ROOT}/configs/quickstart.py:smoke", *OPTIONS]
+    line += [f"--workdir={workdir}", f"--data_dir={photo_dir}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def lines(workdir):
+    path = Path(workdir) / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(tmp_path, photo_dir):
+    assert start(tmp_path / "whole", photo_dir).wait() == 0
+    moments, kills = random.Random(0), 0
+    workdir = tmp_path / "killed"
+    while kills < KILLS:
+        process, before = start(workdir, photo_dir), lines(workdir)
+        # Wait until it trains, then a random moment more, so that the kills fall into all of its work.
+        while lines(workdir) in (0, before) and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 1.5))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills == KILLS, "the run ended before it was killed often enough: give it more steps"
+    assert start(workdir, photo_dir).wait() == 0
+    assert_same_run(tmp_path / "whole", workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_stop_saves_first_and_says_so(tmp_path, photo_dir, number):
+    process = start(tmp_path, photo_dir)
+    while lines(tmp_path) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait() == 130
+    last = lines(tmp_path)
+    steps = [int(path.name) for path in (tmp_path / "checkpoints" / "model").iterdir() if path.name.isdigit()]
+    assert max(steps) > 2
+    assert last >= 3

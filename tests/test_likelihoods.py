@@ -1,0 +1,241 @@
+"""Likelihoods against SciPy in float64: proper distributions over the 256 levels, with finite gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from vqvae_jax.models.likelihoods import LIKELIHOODS, Logistic, Softmax, SquaredError, round_to_uint8
+
+LEVELS = np.arange(256, dtype=np.uint8)
+# Means on the decoder's scale: ordinary, at and between the ends' levels, and far outside 0..255.
+MEANS = [0.0, 1 / 255, 0.3, -0.77, 1.0, -1.0, 1.004, 3.0, -3.0, 50.0, -50.0, 1e4, -1e4]
+# A logistic's log scale before and beyond where it is cut; a Gaussian's scale in levels as `fit` may give it.
+LOG_SCALES = [-1e4, -20.0, -5.0, -2.0, 0.0, 1.0, 3.0, 7.7, 8.6, 20.0, 1e4]
+GAUSSIAN_SCALES = [0.1, 0.3, 1.0, 7.3, 40.0, 128.0, 255.0]
+
+
+def grid(means, scales):
+    """Params [1,N,1,2]: every mean with every scale, for images of one channel."""
+    return np.array([(mean, scale) for mean in means for scale in scales], np.float32).reshape(1, -1, 1, 2)
+
+
+def softmax_params():
+    """Params [1,6,1,256]: near uniform, ordinary, and with logits large enough to overflow an exp."""
+    logits = np.random.default_rng(0).normal(size=(6, 256)) * np.array([[1e-3], [1], [10], [300], [1e4], [1e6]])
+    return logits.astype(np.float32).reshape(1, 6, 1, 256)
+
+
+CASES = {
+    "softmax": (Softmax(), softmax_params()),
+    "logistic": (Logistic(), grid(MEANS, LOG_SCALES)),
+    "squared_error": (SquaredError(), grid(MEANS, GAUSSIAN_SCALES)),
+}
+
+
+def all_log_probs(likelihood, params):
+    """Log probabilities [N,256] of all levels under params [1,N,1,P] of one sub-pixel each."""
+
+    def of_level(level):
+        return likelihood.log_prob(params, jnp.full((*params.shape[:3], 1), level, jnp.uint8))
+
+    return jnp.transpose(jax.vmap(of_level)(jnp.asarray(LEVELS)).reshape(256, -1))
+
+
+def log_difference(log_cdf, log_sf, mean, scale):
+    """SciPy's log mass of every level, [N,256] in float64, with open tails at 0 and 255."""
+    ends = (np.arange(257) - 0.5 - mean[:, None]) / scale[:, None]
+    low, high = ends[:, :-1], ends[:, 1:]
+    # On the right of the centre, differences of the survival function keep the digits.
+    right = low + high > 0
+    near, far = np.where(right, log_sf(low), log_cdf(high)), np.where(right, log_sf(high), log_cdf(low))
+    expected = near + np.log1p(-np.exp(far - near))
+    expected[:, 0], expected[:, -1] = log_cdf(high[:, 0]), log_sf(low[:, -1])
+    return expected
+
+
+def scipy_logistic(params):
+    mean, log_scale = params.astype(np.float64).reshape(-1, 2).T
+    scale = 127.5 * np.exp(np.clip(log_scale - 2, -7, 7))
+    return log_difference(stats.logistic.logcdf, stats.logistic.logsf, 127.5 + 127.5 * mean, scale)
+
+
+def scipy_gaussian(params):
+    mean, scale = params.astype(np.float64).reshape(-1, 2).T
+    return log_difference(stats.norm.logcdf, stats.norm.logsf, 127.5 + 127.5 * mean, scale)
+
+
+def scipy_softmax(params):
+    return special.log_softmax(params.astype(np.float64).reshape(-1, 256), axis=-1)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_probabilities_sum_to_one_also_at_extreme_params(name):
+    log_probs = np.asarray(jax.jit(all_log_probs, static_argnums=0)(*CASES[name]))
+    assert log_probs.dtype == np.float32
+    np.testing.assert_allclose(np.exp(log_probs.astype(np.float64)).sum(-1), 1.0, atol=1e-5)
+
+
+# Beside the relative error of float32: a wide Gaussian's mass is a difference of logarithms, which costs digits.
+@pytest.mark.parametrize(
+    ("name", "reference", "tolerance"),
+    [("softmax", scipy_softmax, 5e-6), ("logistic", scipy_logistic, 5e-6), ("squared_error", scipy_gaussian, 1e-4)],
+)
+def test_log_prob_equals_scipy_with_open_tails(name, reference, tolerance):
+    likelihood, params = CASES[name]
+    log_probs = jax.jit(all_log_probs, static_argnums=0)(likelihood, params)
+    np.testing.assert_allclose(log_probs, reference(params), rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_gradients_are_finite_also_at_extreme_params(name):
+    likelihood, params = CASES[name]
+
+    def gradients(params):
+        return jax.vmap(lambda level: jax.grad(lambda p: jnp.sum(all_of(level, p)))(params))(jnp.asarray(LEVELS))
+
+    def all_of(level, params):
+        return likelihood.log_prob(params, jnp.full((*params.shape[:3], 1), level, jnp.uint8))
+
+    assert np.all(np.isfinite(jax.jit(gradients)(params)))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_gradients_equal_finite_differences_of_scipy(name):
+    likelihood, params = {
+        "softmax": (Softmax(), softmax_params()[:, 1:2]),
+        "logistic": (Logistic(), grid([0.3, -1.0, 1.2], [-2.0, 1.0])),
+        "squared_error": (SquaredError(), grid([0.3, -1.0, 1.2], [7.3, 40.0])),
+    }[name]
+    reference = {"softmax": scipy_softmax, "logistic": scipy_logistic, "squared_error": scipy_gaussian}[name]
+    weights = np.random.default_rng(1).normal(size=256).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(all_log_probs(likelihood, p) @ weights)))(params)
+    flat, step = params.astype(np.float64).ravel(), 1e-6
+    expected = [
+        np.sum((reference(flat + step * unit) - reference(flat - step * unit)) @ weights) / (2 * step)
+        for unit in np.eye(flat.size)
+    ]
+    np.testing.assert_allclose(np.ravel(gradient), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
+def narrow_params(name):
+    """Params [1,256,1,P] of very sharp distributions, the n-th at level n."""
+    centres = (np.arange(256) - 127.5) / 127.5
+    if name == "softmax":
+        return (20 * np.eye(256)).astype(np.float32).reshape(1, 256, 1, 256)
+    return grid(centres, [{"logistic": -9.0, "squared_error": 0.3}[name]])
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_level_has_its_own_bin(name):
+    # Targets that were rebuilt from floats and truncated shift 63 of the 256 (PAPER.md, 5.4).
+    log_probs = jax.jit(all_log_probs, static_argnums=0)(CASES[name][0], narrow_params(name))
+    np.testing.assert_array_equal(np.argmax(log_probs, axis=-1), LEVELS)
+    assert np.all(np.diagonal(log_probs) > np.log(0.8))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_reconstruction_of_a_sharp_distribution_is_its_level(name):
+    levels = jax.jit(CASES[name][0].mean)(narrow_params(name))
+    np.testing.assert_array_equal(round_to_uint8(levels).ravel(), LEVELS)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_log_prob_is_a_log_probability_and_not_a_density_or_the_log_of_a_pixel(name):
+    # Regression PAPER.md 5.7: the density of a Gaussian of scale 0.1 is above 1; log(255/255) is 0 whatever the params.
+    log_probs = np.asarray(jax.jit(all_log_probs, static_argnums=0)(*CASES[name]))
+    assert np.all(log_probs <= 1e-6)
+    sharp = np.asarray(jax.jit(all_log_probs, static_argnums=0)(CASES[name][0], narrow_params(name)))
+    assert np.all(sharp[0, 1:] < -1)
+    assert sharp[0, 255] < -10
+
+
+def test_softmax_keeps_the_logits_of_each_channel_together():
+    params = random_params(512)
+    images = np.random.default_rng(1).integers(0, 256, (2, 3, 4, 2), np.uint8)
+    log_probs, means = np.empty(images.shape), np.empty(images.shape)
+    for position in np.ndindex(images.shape):
+        *place, c = position
+        one = special.log_softmax(params[*place, 256 * c : 256 * (c + 1)].astype(np.float64))
+        log_probs[position], means[position] = one[images[position]], np.exp(one) @ np.arange(256)
+    np.testing.assert_allclose(jax.jit(Softmax().log_prob)(params, images), log_probs, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(Softmax().mean)(params), means, rtol=1e-5)
+
+
+def test_logistic_takes_first_the_means_and_then_the_log_scales_of_the_channels():
+    params = random_params(4)
+    images = np.random.default_rng(1).integers(0, 256, (2, 3, 4, 2), np.uint8)
+    by_channel = np.stack([params[..., :2], params[..., 2:]], axis=-1)
+    expected = np.take_along_axis(scipy_logistic(by_channel), images.reshape(-1, 1).astype(int), axis=1)
+    np.testing.assert_allclose(jax.jit(Logistic().log_prob)(params, images).ravel(), expected[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(Logistic().mean)(params), 127.5 + 127.5 * params[..., :2], rtol=1e-5)
+
+
+def test_squared_error_completed_with_a_scale_per_channel_is_a_gaussian_around_its_reconstruction():
+    raw, scale = random_params(2), np.array([5.0, 60.0], np.float32)
+    images = np.random.default_rng(1).integers(0, 256, (2, 3, 4, 2), np.uint8)
+    params = jax.jit(SquaredError().complete)(raw, scale)
+    by_channel = np.stack([raw, np.broadcast_to(scale, raw.shape)], axis=-1)
+    expected = np.take_along_axis(scipy_gaussian(by_channel), images.reshape(-1, 1).astype(int), axis=1)
+    np.testing.assert_allclose(jax.jit(SquaredError().log_prob)(params, images).ravel(), expected[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(SquaredError().mean)(params), 127.5 + 127.5 * raw, rtol=1e-5)
+
+
+def random_params(channels):
+    return np.random.default_rng(0).normal(size=(2, 3, 4, channels)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_channels_is_what_the_decoder_has_to_give(name):
+    likelihood = LIKELIHOODS[name]()
+    images = np.zeros((2, 3, 4, 3), np.uint8)
+    params = random_params(likelihood.channels(3))
+    if name == "squared_error":
+        params = jax.jit(likelihood.complete)(params, np.ones(3, np.float32))
+    assert jax.eval_shape(likelihood.log_prob, params, images).shape == images.shape
+    assert jax.eval_shape(likelihood.mean, params).shape == images.shape
+
+
+# PAPER.md 5.3: the error in [-1, 1] is twice, and its square four times, that in [0, 1].
+@pytest.mark.parametrize(
+    ("raw", "level", "expected"), [(-1.0, 0, 0.0), (1.0, 255, 0.0), (-1.0, 255, 2.0), (1.0, 0, 2.0), (0.0, 255, 0.5)]
+)
+def test_squared_error_loss_is_half_the_square_at_the_decoders_scale(raw, level, expected):
+    raw, image = np.full((1, 1, 1, 1), raw, np.float32), np.full((1, 1, 1, 1), level, np.uint8)
+    np.testing.assert_allclose(jax.jit(SquaredError().loss)(raw, image).item(), expected, atol=1e-7)
+    # Levels are 127.5 times as fine, and there is no half.
+    squared = jax.jit(SquaredError().squared_levels)(raw, image).item()
+    np.testing.assert_allclose(squared, 2 * expected * 127.5**2, rtol=1e-6)
+
+
+def test_squared_error_loss_has_the_gradient_of_a_gaussian_of_scale_127_5():
+    # Loss and measure agree on the scale: both are on the decoder's, whose 1 is 127.5 levels.
+    raw, image = random_params(1) / 4, np.full((2, 3, 4, 1), 100, np.uint8)
+    loss = jax.jit(jax.grad(lambda raw: jnp.sum(SquaredError().loss(raw, image))))(raw)
+    density = stats.norm(scale=127.5)
+    step = 1e-3
+    below, above = (density.logpdf(100 - 127.5 - 127.5 * (raw.astype(np.float64) + d)) for d in (-step, step))
+    np.testing.assert_allclose(loss, -(above - below) / (2 * step), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_low_precision_params_are_measured_in_float32(name, dtype):
+    likelihood = LIKELIHOODS[name]()
+    params, image = jnp.asarray(random_params(likelihood.channels(3)), dtype), np.full((2, 3, 4, 3), 200, np.uint8)
+
+    def measures(params):
+        complete = likelihood.complete(params, jnp.full(3, 20.0)) if name == "squared_error" else params
+        return likelihood.log_prob(complete, image), likelihood.mean(complete)
+
+    for got, expected in zip(jax.jit(measures)(params), jax.jit(measures)(params.astype(jnp.float32)), strict=True):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_round_to_uint8_rounds_and_clips():
+    levels = jnp.array([-1e9, -0.6, 0.4, 0.6, 99.4, 99.6, 254.6, 255.4, 256.0, 1e9])
+    rounded = jax.jit(round_to_uint8)(levels)
+    assert rounded.dtype == jnp.uint8
+    np.testing.assert_array_equal(rounded, [0, 0, 0, 1, 99, 100, 255, 255, 255, 255])

@@ -1,0 +1,148 @@
+"""The command as a user runs it: what it prints, what it writes, and one line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+QUICK = f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke"
+TINY = ["--config.model.hidden=4", "--config.model.residual_units=4", "--config.train.num_steps=2"]
+
+
+def command(*arguments, cwd):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "vqvae_jax.main", *arguments]
+    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, photo_dir):
+    """A folder in which one tiny run was trained by the command, and what the command said."""
+    folder = tmp_path_factory.mktemp("user")
+    done = command(QUICK, *TINY, f"--data_dir={photo_dir}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+def test_training_writes_and_names_everything(folder):
+    out = (folder / "stdout").read_text()
+    run = folder / "runs" / "quickstart-smoke"
+    for name in (
+        "figures/curves.png",
+        "figures/reconstructions.png",
+        "evaluation.json",
+        "metrics.jsonl",
+        "checkpoints/model/2",
+    ):
+        assert f"runs/quickstart-smoke/{name}" in out
+        assert (run / name).exists()
+    assert (run / "config.json").exists()
+    assert any((run / "tensorboard").iterdir())
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["bits_per_dim"] == pytest.approx(result["rate"] + result["distortion"])
+    assert f"{result['bits_per_dim']:.3f}" in out
+    assert (result["dataset"], result["split"], result["step"]) == ("photos", "test", 2)
+
+
+def test_training_is_quiet_but_for_its_progress(folder):
+    for line in (folder / "stderr").read_text().replace("\r", "\n").splitlines():
+        assert not line.strip() or line.startswith("train: "), line
+    assert "images/s" in (folder / "stderr").read_text()
+    assert "bits/dim" in (folder / "stderr").read_text()
+
+
+def test_the_same_command_again_goes_straight_to_the_table(folder, photo_dir):
+    before = (folder / "runs/quickstart-smoke/metrics.jsonl").read_text()
+    done = command(QUICK, *TINY, f"--data_dir={photo_dir}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step 2" in done.stdout
+    assert (folder / "runs/quickstart-smoke/metrics.jsonl").read_text() == before
+
+
+def test_evaluate_needs_the_run_alone_and_agrees(folder):
+    run = folder / "runs" / "quickstart-smoke"
+    before = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").unlink()
+    done = command("--mode=evaluate", f"--workdir={run}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "evaluation.json").read_text()) == before
+
+
+def test_reconstruct_takes_the_split_or_image_files(folder):
+    run = folder / "runs" / "quickstart-smoke"
+    done = command("--mode=reconstruct", f"--workdir={run}", "--num=5", "--output=five.png", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(folder / "five.png").size == ((5 * 34 - 2) * 2, (2 * 34 - 2) * 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (36, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "mine.png")
+    Image.fromarray(pixels[:32, :32]).save(folder / "small.png")
+    files = ["--input=mine.png", "--input=small.png", "--output=mine_out.png"]
+    done = command("--mode=reconstruct", f"--workdir={run}", *files, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    shown = np.asarray(Image.open(folder / "mine_out.png"))[::2, ::2]
+    np.testing.assert_array_equal(shown[:36, :40], pixels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--mode=train needs a config: e.g. --config=configs/quickstart.py"),
+        ([QUICK, "--config.model.hiden=4"], "unknown option model.hiden: did you mean 'model.hidden'?"),
+        ([QUICK, "--config.model.hidden=wide"], "hidden"),
+        ([QUICK, "--config.data.name=cifar"], "unknown dataset 'cifar': did you mean 'cifar10'?"),
+        ([QUICK, "--config.model.likelihood=gauss"], "unknown likelihood 'gauss'"),
+        ([QUICK, "--config.model.codebook_size=1"], "a codebook needs at least 2 codes"),
+        ([QUICK, "--config.data.name=cifar10", "--data_dir=nowhere"], "no data folder nowhere"),
+        (["--config=configs/none.py"], "no config file"),
+        ([f"--config={ROOT}/configs/cifar10.py:tiny"], "unknown variant 'tiny' of cifar10: known: paper, small, smoke"),
+        (["--mode=evalute", QUICK], "unknown mode 'evalute': did you mean 'evaluate'?"),
+        (["--mode=evaluate"], "--mode=evaluate needs --workdir=RUN"),
+        (["--mode=evaluate", "--workdir=nowhere"], "no run in nowhere: train first"),
+        (["--mode=reconstruct", "--workdir=RUN", "--input=none.png"], "cannot read none.png"),
+        (["--mode=reconstruct", "--workdir=RUN", "--input=text.png"], "text.png is not an image"),
+        (
+            ["--mode=reconstruct", "--workdir=RUN", "--input=odd.png"],
+            "images of 33x32 do not fit: sides must be multiples of 4",
+        ),
+        (["--mode=reconstruct", "--workdir=RUN", "some.png"], "image files are named with --input=some.png"),
+        ([QUICK, "--workdir=RUN"], "holds a run of another config: "),
+        (["--mod=evaluate"], "mod"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(folder, arguments, message):
+    (folder / "text.png").write_text("not an image")
+    Image.new("RGB", (32, 33)).save(folder / "odd.png")
+    run = str(folder / "runs" / "quickstart-smoke")
+    arguments = [
+        argument.replace("RUN", run) if argument.startswith("--workdir") else argument for argument in arguments
+    ]
+    done = command(*arguments, cwd=folder)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message.replace("RUN", "") in done.stderr
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    import errno
+
+    from vqvae_jax import main
+
+    def full(*args, **kwargs):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("orbax failed") from error
+
+    monkeypatch.setattr(main.app, "run", full)
+    with pytest.raises(SystemExit):
+        main.run()
+    assert capsys.readouterr().err.startswith("error: no space left on disk: make room and run the same command")

@@ -1,0 +1,148 @@
+"""The model as a whole: where gradients go, on what scale the loss is, and that its bound is a bound."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqvae_jax import builders, metrics
+from vqvae_jax.models import quantizer
+
+
+def build(config, **changes):
+    return builders.build_model(config["model"] | changes, (8, 12, 3))
+
+
+def gradients_of(model, variables, images, loss):
+    def scalar(params):
+        z_e = model._latents(params, images)
+        z_q, _ = quantizer.quantize(z_e, model.codebook({**variables, "params": params}))
+        raw = model._raw(params, quantizer.straight_through(z_e, z_q))
+        return loss(z_e, z_q, raw)
+
+    return jax.grad(scalar)(variables["params"])
+
+
+def largest(tree):
+    return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def test_the_distortion_moves_encoder_and_decoder_and_never_the_codebook(config, images):
+    model = build(config, codebook_update="gradient")
+    variables = {**model.init(jax.random.key(0), images), "fitted": {}}
+    moved = gradients_of(model, variables, images, lambda z_e, z_q, raw: jnp.mean(raw**2))
+    assert largest(moved["encoder"]) > 0
+    assert largest(moved["decoder"]) > 0
+    assert largest(moved["codebook"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "moves", "stays"),
+    [
+        (quantizer.codebook_loss, "codebook", "encoder"),
+        (quantizer.commitment_loss, "encoder", "codebook"),
+    ],
+)
+def test_each_quantization_loss_moves_its_own_side_alone(config, images, loss, moves, stays):
+    model = build(config, codebook_update="gradient")
+    variables = {**model.init(jax.random.key(0), images), "fitted": {}}
+    moved = gradients_of(model, variables, images, lambda z_e, z_q, raw: loss(z_e, z_q))
+    assert largest(moved[moves]) > 0
+    assert largest(moved[stays]) == 0
+    assert largest(moved["decoder"]) == 0
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_loss_is_nats_per_sub_pixel_plus_means_with_beta_on_the_commitment(config, images, update):
+    beta = 0.7
+    model = build(config, commitment_cost=beta, codebook_update=update)
+    variables = {**model.init(jax.random.key(0), images), "fitted": {}}
+    total, (_, logged) = jax.jit(model.loss)(variables, {"image": images}, jax.random.key(1))
+
+    z_e = np.asarray(model._latents(variables["params"], images), np.float64)
+    codebook = np.asarray(model.codebook(variables), np.float64)
+    codes = np.asarray(model.encode(variables, images))
+    z_q = np.stack([codebook[g][codes[..., g]] for g in range(codebook.shape[0])], axis=-2)
+    square = np.mean((z_e - z_q) ** 2)
+    nats = np.asarray(model.distortion(variables, codes, images), np.float64)
+    distortion = np.mean(nats) / math.prod(images.shape[1:])
+    np.testing.assert_allclose(total, distortion + square + beta * square, rtol=1e-5)
+    np.testing.assert_allclose(logged["distortion"], distortion / math.log(2), rtol=1e-5)
+    rate = codes[0].size * math.log2(config["model"]["codebook_size"]) / math.prod(images.shape[1:])
+    np.testing.assert_allclose(logged["bits_per_dim"], rate + distortion / math.log(2), rtol=1e-5)
+
+
+def test_ema_codebook_gets_no_gradient_but_moves(config, model, variables, images):
+    _, (state, _) = jax.jit(model.loss)(variables, {"image": images}, jax.random.key(1))
+    assert float(jnp.max(jnp.abs(state.total - variables["state"].total))) > 0
+    assert jax.tree.structure(variables["params"]) == jax.tree.structure({"encoder": 0, "decoder": 0}) or set(
+        variables["params"]
+    ) == {"encoder", "decoder"}
+
+
+def test_lookup_comes_before_the_ema_update(config, model, variables, images):
+    # The reconstruction of a step must use the codebook from before it (regression 8).
+    _, (state, logged) = jax.jit(model.loss)(variables, {"image": images}, jax.random.key(1))
+    before = jnp.mean(model.bound(variables, images).distortion)
+    after = jnp.mean(model.bound({**variables, "state": state}, images).distortion)
+    dims = math.prod(images.shape[1:]) * math.log(2)
+    np.testing.assert_allclose(logged["distortion"], before / dims, rtol=1e-5)
+    assert abs(float(logged["distortion"] - after / dims)) > 1e-6
+
+
+def test_bound_is_above_the_exact_likelihood_summed_over_all_codes(config, images):
+    # 4x4 images, one position, two codebooks of three codes: all nine z can be summed.
+    model = builders.build_model(config["model"] | {"codebook_size": 3}, (4, 4, 3))
+    small = images[:, :4, :4]
+    variables = {**model.init(jax.random.key(0), small), "fitted": {}}
+    joint = []
+    for codes in itertools.product(range(3), repeat=2):
+        z = jnp.broadcast_to(jnp.array(codes, jnp.int32), (len(small), 1, 1, 2))
+        joint.append(-np.asarray(model.distortion(variables, z, small), np.float64) - 2 * math.log(3))
+    exact = -np.logaddexp.reduce(joint, axis=0)
+    rate, distortion = model.bound(variables, small)
+    np.testing.assert_allclose(rate, 2 * math.log(3), rtol=1e-6)
+    assert np.all(rate + distortion >= exact - 1e-4)
+    assert np.all(rate + distortion <= -np.min(joint, axis=0) + 1e3)
+
+
+def test_standardisation_uses_one_scale_for_mean_and_deviation(config, images):
+    model = build(config, pixel_mean=(0.2, 0.4, 0.6), pixel_std=(0.1, 0.2, 0.3))
+    expected = (images / 255.0 - np.array([0.2, 0.4, 0.6])) / np.array([0.1, 0.2, 0.3])
+    np.testing.assert_allclose(model._standardise(images), expected, atol=1e-5)
+
+
+def test_fit_counts_codes_per_position_and_finds_the_gaussian_scale(config, images):
+    model = build(config, likelihood="squared_error")
+    variables = {**model.init(jax.random.key(0), images), "fitted": {}}
+    mask = np.arange(len(images)) < 7
+    fitted = model.fit(jax.jit(model.fit_sums)(variables, images, mask))
+    codes = np.asarray(model.encode(variables, images))[mask]
+    counts = np.zeros(fitted["code_counts"].shape)
+    for _, y, x, g in np.ndindex(codes.shape):
+        counts[y, x, g] += np.bincount(codes[_, y, x, g : g + 1], minlength=counts.shape[-1])
+    np.testing.assert_array_equal(fitted["code_counts"], counts)
+
+    raw = model._raw(variables["params"], quantizer.look_up(model.codebook(variables), jnp.asarray(codes)))
+    error = (127.5 + 127.5 * np.asarray(raw, np.float64)) - images[mask]
+    np.testing.assert_allclose(fitted["scale"], np.sqrt(np.mean(error**2, axis=(0, 1, 2))), rtol=1e-4)
+    measured = model.bound({**variables, "fitted": fitted}, images)
+    assert np.all(np.isfinite(measured.distortion))
+
+
+def test_codes_and_parameters_fit_any_image_size(config, model, variables):
+    large = np.zeros((2, 16, 20, 3), np.uint8)
+    assert model.encode(variables, large).shape == (2, 4, 5, 2)
+    assert model.reconstruct(variables, large).shape == large.shape
+
+
+def test_rate_and_distortion_are_both_per_image(config, model, variables, images):
+    # Regression 6: a per-image rate must not meet a per-dimension distortion.
+    rate, distortion = model.bound(variables, images)
+    assert rate.shape == distortion.shape == (len(images),)
+    bits = metrics.nats_to_bits_per_dim(distortion, images.shape[1:])
+    log_prob = model.likelihood.log_prob(model.decode(variables, model.encode(variables, images)), images)
+    np.testing.assert_allclose(bits, -np.mean(log_prob, axis=(1, 2, 3)) / math.log(2), rtol=1e-5)
