@@ -10,6 +10,7 @@ Measured: the paper's network not yet; `:small` on CIFAR-10 (JPEG): experiments/
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 VARIANTS = ("", "paper", "small", "smoke")
 
@@ -23,7 +24,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "cifar10"
-    config.data.data_dir = ml_collections.config_dict.placeholder(str)  # None: TFDS's default, ~/tensorflow_datasets
+    config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's default, ~/tensorflow_datasets
     config.data.batch_size = 128  # images, over all devices
     config.data.flip = False  # the paper says nothing of mirroring
     config.data.num_threads = 2  # that make batches ahead

@@ -4,6 +4,7 @@ python -m vqvae_jax.main --config=configs/quickstart.py            (:smoke ends 
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 VARIANTS = ("", "smoke")
 
@@ -17,7 +18,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "photos"
-    config.data.data_dir = ml_collections.config_dict.placeholder(str)  # None: the photographs in scikit-image
+    config.data.data_dir = config_dict.placeholder(str)  # None: the photographs in scikit-image
     config.data.batch_size = 32  # images, over all devices
     config.data.flip = True  # mirror every second training image
     config.data.num_threads = 2  # that make batches ahead

@@ -31,7 +31,7 @@ def training_seconds(record: list[dict], longest_pause: float = 120) -> float:
 
 def main():
     """Copy one run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Copy a finished run to experiments/results/.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--command", required=True, help="how the run was made")

@@ -93,13 +93,13 @@ class Run:
     def bound(self, images: Images) -> Bound:
         """Rate (under `prior`) and distortion of every image, in nats, float32 [N]."""
         measured = self.measure(images)
-        return Bound(rate=measured[f"rate/{self.prior}"], distortion=measured["distortion"])
+        return Bound(jax.numpy.asarray(measured[f"rate/{self.prior}"]), jax.numpy.asarray(measured["distortion"]))
 
     def bits_per_dim(self, images: Images) -> np.ndarray:
         """Upper bound on every image's negative log-likelihood in bits per sub-pixel, float64 [N]."""
         bound = self.bound(images)
-        nats = bound.rate.astype(np.float64) + bound.distortion
-        return metrics.nats_to_bits_per_dim(nats, tuple(np.shape(images)[1:]))
+        nats = np.asarray(bound.rate, np.float64) + np.asarray(bound.distortion, np.float64)
+        return nats * metrics.nats_to_bits_per_dim(1.0, tuple(np.shape(images)[1:]))
 
     def measure(self, images: Images) -> dict[str, np.ndarray]:
         """All measures of every image, rows in the order of `images`: see `_measure`."""

@@ -74,7 +74,7 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, abstract_variab
     """Restore what a reader needs, {"params", "state", "fitted"}; `fitted` is {} in an unfinished run."""
     wanted = {"params": abstract_variables["params"], "model_state": abstract_variables["state"]}
     state = _restore(manager, step, "state", wanted, partial=True)
-    fitted = read_fitted(manager, manager.directory.parent.parent, step)
+    fitted = read_fitted(manager, str(manager.directory.parent.parent), step)
     return {"params": state["params"], "state": state["model_state"], "fitted": fitted}
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 # Before jax is imported: its C++ half would report on TPUs and compilation that no user asked about.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -137,7 +138,7 @@ def main(argv: list[str]) -> None:
 
 def keep_compiled() -> None:
     """Keep compiled programs on disk, so that only the first start waits for the compiler."""
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/vqvae_jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -162,7 +163,7 @@ def _explain(message: str) -> str:
     return " ".join(message.split())
 
 
-def _fail(message: str, code: int = 2):
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -99,13 +99,12 @@ def flip_transposed(params):
 
 def make_models():
     """Our model and the plain one, from the same options."""
-    options = cifar10.get_config("small").model.to_dict()
+    options = cifar10.get_config("small").to_dict()["model"]
     options |= {"hidden": 128, "residual_units": 32, "codebook_size": 512, "num_codebooks": 1, "embedding_dim": 64}
     ours = builders.build_model(options, (32, 32, 3))
     fields = {f: getattr(ours, f) for f in ours.__dataclass_fields__}
-    shared = {"hidden": 128, "residual_units": 32, "residual_blocks": 2}
-    fields["encoder"] = PlainEncoder(**shared, downsamplings=2, features=64)
-    fields["decoder"] = PlainDecoder(**shared, upsamplings=2, features=ours.likelihood.channels(3))
+    fields["encoder"] = PlainEncoder(128, 32, 2, downsamplings=2, features=64)
+    fields["decoder"] = PlainDecoder(128, 32, 2, upsamplings=2, features=ours.likelihood.channels(3))
     return ours, type(ours)(**fields)
 
 
@@ -132,7 +131,7 @@ def batches_per_second(source, count=400):
 
 def main():
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time the training step against plain convolutions.")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each kind")
     arguments = parser.parse_args()
@@ -144,7 +143,7 @@ def main():
         {k: v for k, v in batches.batch_at(source, 128, 0, True, 0).items() if k == "image"}, mesh
     )
     ours, plain = make_models()
-    optimizer = builders.build_optimizer(cifar10.get_config("").optimizer.to_dict(), 1000)
+    optimizer = builders.build_optimizer(cifar10.get_config("").to_dict()["optimizer"], 1000)
     state = init_state(ours, optimizer, 0, batch["image"], mesh)
     difference = largest_difference(ours, plain, state, batch)
 

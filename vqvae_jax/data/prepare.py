@@ -70,7 +70,7 @@ def prepare_cifar10(data_dir: str | None) -> None:
                     f"cannot download {CIFAR10_URL} ({type(error).__name__}): check the network, "
                     "or name the folder of a prepared copy with --data_dir"
                 ) from error
-            self.info.features["label"].names = list(CIFAR10_CLASSES)
+            self.info.features["label"].names = list(CIFAR10_CLASSES)  # pyright: ignore
             return {split: cifar10_examples(Path(archive), split) for split in ("train", "test")}
 
     builder = Cifar10(data_dir=data_dir, file_format="array_record")
@@ -103,7 +103,8 @@ def open_dataset(name: str, split: str, data_dir: str | None):
         absent = [path for path in stock.info.splits[split].filepaths if not Path(path).is_file()]
         if absent:
             raise FileNotFoundError(Path(absent[0]).name)
-        dataset = stock.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        dataset = stock.as_data_source(split=split, decoders=decoders)  # pyright: ignore - wrapt hides the signature
         if len(dataset) != stock.info.splits[split].num_examples:
             raise FileNotFoundError(f"{stock.info.splits[split].num_examples - len(dataset)} images of {split}")
     return dataset

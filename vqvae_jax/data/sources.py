@@ -46,8 +46,8 @@ class ArraySource:
 
     def fingerprint(self) -> str:
         """A digest of pixels and labels in their order: equal if and only if the data are."""
-        digest = hashlib.blake2b(np.ascontiguousarray(self.images), digest_size=8)
-        digest.update(np.ascontiguousarray(self.labels, np.int32))
+        digest = hashlib.blake2b(np.ascontiguousarray(self.images).data, digest_size=8)
+        digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         return digest.hexdigest()
 
 
@@ -107,8 +107,8 @@ def photo_crops(photograph: Image.Image, split: str) -> list[np.ndarray]:
     """Cut 32x32 crops at several scales from the split's own region, which is cut out *before* it is reduced."""
     shares = PHOTO_REGIONS[split]
     width, height = photograph.size
-    box = [round(share * side) for share, side in zip(shares, (width, height, width, height), strict=True)]
-    region = photograph.crop(tuple(box))
+    left, top, right, bottom = shares
+    region = photograph.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
     crops = []
     for scale in PHOTO_SCALES:
         small = np.asarray(region.reduce(scale))
