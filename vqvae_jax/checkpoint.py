@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -87,8 +88,10 @@ def read_fitted(manager: ocp.CheckpointManager, workdir: str | Path, step: int) 
     """Restore what `fit` counted; {} if the run was not finished."""
     if not is_fitted(workdir, step):
         return {}
-    saved = manager.restore(step, args=ocp.args.Composite(fitted=ocp.args.PyTreeRestore()))["fitted"]
-    return jax.tree.map(jax.numpy.asarray, saved)
+    shapes = manager.item_metadata(step)["fitted"]
+    arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
+    saved = manager.restore(step, args=ocp.args.Composite(fitted=ocp.args.PyTreeRestore(restore_args=arrays)))
+    return jax.tree.map(jax.numpy.asarray, saved["fitted"])
 
 
 def latest_step(manager: ocp.CheckpointManager, workdir: str | Path) -> int:

@@ -155,7 +155,8 @@ def parse(argv: list[str]) -> list[str]:
 
 def _explain(message: str) -> str:
     """Turn what ml_collections or absl says of the command line into one line, with a suggestion for a wrong key."""
-    known = flatten(CONFIG.value.to_dict()) if CONFIG.value is not None else {}
+    config = flags.FLAGS["config"].value  # CONFIG can't be asked before all flags are parsed
+    known = flatten(config.to_dict()) if config is not None else {}
     for argument in sys.argv[1:]:
         key = re.match(r"--?config\.([\w.]+)", argument)
         if key and known and key[1] not in known:
