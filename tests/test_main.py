@@ -91,6 +91,7 @@ def test_reconstruct_takes_the_split_or_image_files(folder):
     np.testing.assert_array_equal(shown[:36, :40], pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

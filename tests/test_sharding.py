@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
@@ -46,6 +47,7 @@ def run_on(devices, path):
     return dict(np.load(path))
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one_after_three_steps_and_in_evaluation(tmp_path):
     # Codebook sums, revival, first codebook, losses, fit and evaluation (11 images, not divisible): regression 10.
     one, eight = run_on(1, tmp_path / "1.npz"), run_on(8, tmp_path / "8.npz")

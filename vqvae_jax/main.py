@@ -17,10 +17,10 @@ from ml_collections import config_flags
 from PIL import Image, UnidentifiedImageError
 
 from vqvae_jax import api, builders, plots
-from vqvae_jax.errors import InputError, suggest
+from vqvae_jax.errors import InputError
 from vqvae_jax.evaluate import evaluate, print_table
 from vqvae_jax.metric_writer import read_record, write_json
-from vqvae_jax.train import Stopped, flatten, train
+from vqvae_jax.train import Stopped, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, and a variant: configs/cifar10.py:smoke")
 MODE = flags.DEFINE_string("mode", "train", "What to do: train, evaluate or reconstruct.")
@@ -147,21 +147,25 @@ def parse(argv: list[str]) -> list[str]:
     """Parse the flags; whatever is wrong with them or the config file is one line."""
     try:
         return flags.FLAGS(argv)
-    except FileNotFoundError as error:
-        _fail(f"no config file {error.filename}: see configs/")
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(_explain(str(error)))
 
 
 def _explain(message: str) -> str:
     """Turn what ml_collections or absl says of the command line into one line, with a suggestion for a wrong key."""
-    config = flags.FLAGS["config"].value  # CONFIG can't be asked before all flags are parsed
-    known = flatten(config.to_dict()) if config is not None else {}
-    for argument in sys.argv[1:]:
-        key = re.match(r"--?config\.([\w.]+)", argument)
-        if key and known and key[1] not in known:
-            return f"unknown option {key[1]}: {suggest(key[1], known)}"
-    return " ".join(message.split())
+    if "No such file or directory" in message:
+        path = re.search(r"No such file or directory: '(.*?)'", message)
+        return f"no config file {path[1] if path else ''}: see configs/"
+    wrong = re.search(r"Did you mean \"(\w+)\" instead of \"(\w+)\"", message)
+    if wrong:
+        keys = [argument[9:].partition("=")[0] for argument in sys.argv if argument.startswith("--config.")]
+        key = next((key for key in keys if wrong[2] in key.split(".")), wrong[2])
+        return f"unknown option {key}: did you mean {key.replace(wrong[2], wrong[1])!r}?"
+    unknown = re.fullmatch(r"[\"']+(\w+)[\"']+", message)
+    if unknown:
+        return f"unknown option {unknown[1]}: the config file names the known ones"
+    message = message.rpartition("ValueError: ")[2]  # a config file's own error, after its traceback
+    return " ".join(message.replace("\\n", " ").split())
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

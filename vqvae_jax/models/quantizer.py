@@ -124,7 +124,8 @@ def draw_vectors(key: Key[Array, ""], z_e: Float[Array, "b h w g d"], num: int) 
 def ema_init(key: Key[Array, ""], z_e: Float[Array, "b h w g d"], codebook_size: int) -> Ema:
     """Start the codebook at vectors of the first batch, with the small count of a new code."""
     vectors = draw_vectors(key, z_e, codebook_size)
-    count = jnp.full(vectors.shape[:2], NEW_CODE_SHARE * _positions(z_e) / codebook_size)
+    # A dtype, lest the first step's state differ in type from the next ones and the step be traced twice.
+    count = jnp.full(vectors.shape[:2], NEW_CODE_SHARE * _positions(z_e) / codebook_size, jnp.float32)
     return Ema(count=count, total=vectors * count[..., None])
 
 
