@@ -145,6 +145,10 @@ def keep_compiled() -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; whatever is wrong with them or the config file is one line."""
+    for argument in argv:  # ml_collections would print a traceback and go on
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config" and not os.path.isfile(value.partition(":")[0]):
+            _fail(f"no config file {value.partition(':')[0]}: see configs/")
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -153,9 +157,6 @@ def parse(argv: list[str]) -> list[str]:
 
 def _explain(message: str) -> str:
     """Turn what ml_collections or absl says of the command line into one line, with a suggestion for a wrong key."""
-    if "No such file or directory" in message:
-        path = re.search(r"No such file or directory: '(.*?)'", message)
-        return f"no config file {path[1] if path else ''}: see configs/"
     wrong = re.search(r"Did you mean \"(\w+)\" instead of \"(\w+)\"", message)
     if wrong:
         keys = [argument[9:].partition("=")[0] for argument in sys.argv if argument.startswith("--config.")]
