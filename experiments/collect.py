@@ -18,7 +18,7 @@ import jax
 
 from vqvae_jax.metric_writer import read_record, write_json
 
-KEPT = ("config.json", "evaluation.json", "figures/curves.png", "figures/reconstructions.png")
+KEPT = ("evaluation.json", "figures/curves.png", "figures/reconstructions.png")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -42,6 +42,9 @@ def main():
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copy(arguments.run / name, arguments.out / Path(name).name)
+    config = json.loads((arguments.run / "config.json").read_text())
+    config["data"]["data_dir"] = None  # a path of the machine that trained
+    write_json(arguments.out / "config.json", config)
     record = read_record(arguments.run)
     lines = [json.dumps({k: v for k, v in line.items() if k != "unix_time"}) + "\n" for line in record]
     (arguments.out / "metrics.jsonl").write_text("".join(lines))

@@ -124,7 +124,11 @@ def test_an_unfinished_run_is_measured_under_the_uniform_prior(model, variables,
 
 @pytest.mark.parametrize(
     "likelihood",
-    ["squared_error", pytest.param("logistic", marks=pytest.mark.slow), pytest.param("softmax", marks=pytest.mark.slow)],
+    [
+        "squared_error",
+        pytest.param("logistic", marks=pytest.mark.slow),
+        pytest.param("softmax", marks=pytest.mark.slow),
+    ],
 )
 def test_a_trained_run_is_loaded_from_its_checkpoint_alone(config, tmp_path, likelihood):
     config["model"]["likelihood"] = likelihood
