@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -131,6 +132,9 @@ def main(argv: list[str]) -> None:
     """Run the command that --mode names."""
     logging.set_verbosity(logging.ERROR)  # orbax and matplotlib tell of their inner workings
     keep_compiled()
+    # Orbax writes in a thread and raises again here: a full disk needs no traceback besides.
+    report = threading.excepthook
+    threading.excepthook = lambda arguments: None if is_out_of_space(arguments.exc_value) else report(arguments)
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: image files are named with --input={argv[1]}")
     builders.pick(COMMANDS, MODE.value, "mode")()
