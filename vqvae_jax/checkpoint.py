@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 from vqvae_jax.errors import InputError
 
 # Orbax tells its progress through absl; what matters here is raised.
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 KEEP = 2
 

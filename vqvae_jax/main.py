@@ -1,9 +1,11 @@
 """The command: `python -m vqvae_jax.main --config=configs/quickstart.py`, or `--mode=... --workdir=RUN`."""
 
+import errno
 import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +36,7 @@ OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the PNG to write; def
 NUM = flags.DEFINE_integer("num", 32, "reconstruct: how many images of the split.", lower_bound=1)
 
 GRID_COLUMNS = 16
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_train() -> None:
@@ -130,18 +133,33 @@ def existing_workdir() -> Path:
 
 def main(argv: list[str]) -> None:
     """Run the command that --mode names."""
-    logging.set_verbosity(logging.ERROR)  # orbax and matplotlib tell of their inner workings
+    logging.set_verbosity(logging.FATAL)  # orbax logs its inner workings and tracebacks of what it raises anyway
     keep_compiled()
-    # Orbax writes in a thread and raises again here: a full disk needs no traceback besides.
-    report = threading.excepthook
-    threading.excepthook = lambda arguments: None if is_out_of_space(arguments.exc_value) else report(arguments)
+    quiet_threads()
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: image files are named with --input={argv[1]}")
     builders.pick(COMMANDS, MODE.value, "mode")()
 
 
+def quiet_threads() -> None:
+    """Leave out tracebacks of the threads that write checkpoints: a full disk is raised again where it is handled."""
+    in_thread, in_callback = threading.excepthook, sys.unraisablehook
+
+    def thread_hook(arguments):
+        if not is_out_of_space(arguments.exc_value):
+            in_thread(arguments)
+
+    def callback_hook(arguments):
+        # TensorStore reports failed writes one by one, to an event loop that ended with the first of them.
+        if str(arguments.exc_value) != "Event loop is closed":
+            in_callback(arguments)
+
+    threading.excepthook, sys.unraisablehook = thread_hook, callback_hook
+
+
 def keep_compiled() -> None:
-    """Keep compiled programs on disk, so that only the first start waits for the compiler."""
+    """Keep compiled programs on disk, so that only the first start waits; a damaged file is compiled again."""
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/vqvae_jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -179,10 +197,10 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 
 def is_out_of_space(error: BaseException | None) -> bool:
-    """Tell whether an error, of Python or of a library in C++, or its cause says that the disk is full."""
+    """Tell whether an error, of Python or of a library in C++, or its cause says that the disk or a quota is full."""
     if error is None:
         return False
-    full = getattr(error, "errno", None) == 28 or "No space left on device" in str(error)
+    full = any(getattr(error, "errno", None) == code or os.strerror(code) in str(error) for code in OUT_OF_SPACE)
     return full or is_out_of_space(error.__cause__ or error.__context__)
 
 
