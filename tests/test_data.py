@@ -1,6 +1,7 @@
 """Data sources and batches: splits that share nothing, batches that depend on (seed, step) alone."""
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -106,6 +107,19 @@ def test_a_half_prepared_folder_is_refused(cifar10_dir, tmp_path, lost):
     sources._tfds_arrays.cache_clear()
     with pytest.raises(InputError, match="incomplete.*delete this folder"):
         sources.cifar10("train", cifar10_dir)
+
+
+def test_a_copy_in_tfrecord_files_is_refused_with_a_way_out(tmp_path):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    info = {"name": "cifar10", "version": "3.0.2", "fileFormat": "tfrecord", "splits": []}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "features.json").write_text("{}")
+    with pytest.raises(InputError, match="was prepared as TFRecord files, which need TensorFlow: name another folder"):
+        prepare.open_dataset("cifar10", "train", str(tmp_path))
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged .*: delete it and run again"):
+        prepare.open_dataset("cifar10", "train", str(tmp_path))
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):

@@ -74,6 +74,10 @@ def test_evaluate_needs_the_run_alone_and_agrees(folder):
     done = command("--mode=evaluate", f"--workdir={run}", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "evaluation.json").read_text()) == before
+    done = command("--mode=evaluate", f"--workdir={run}", "--split=validation", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "evaluation.json").read_text()) == before
+    assert json.loads((run / "evaluation_validation.json").read_text())["split"] == "validation"
 
 
 def test_reconstruct_takes_the_split_or_image_files(folder):
@@ -113,6 +117,10 @@ def test_reconstruct_takes_the_split_or_image_files(folder):
             ["--mode=reconstruct", "--workdir=RUN", "--input=odd.png"],
             "images of 33x32 do not fit: sides must be multiples of 4",
         ),
+        (
+            ["--mode=reconstruct", "--workdir=RUN", "--output=grid"],
+            "cannot write a picture to grid: its name must end in .png",
+        ),
         (["--mode=reconstruct", "--workdir=RUN", "some.png"], "image files are named with --input=some.png"),
         ([QUICK, "--workdir=RUN"], "holds a run of another config: "),
         (["--mod=evaluate"], "mod"),
@@ -132,12 +140,26 @@ def test_a_mistake_is_one_line_that_says_what_to_do(folder, arguments, message):
     assert message.replace("RUN", "") in done.stderr
 
 
-def test_a_full_disk_is_one_line(folder, photo_dir):
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_full_disk_is_one_line(folder, photo_dir, tensorboard):
     """The system itself refuses to write a file of more than 20 kB: orbax's threads fail as on a full disk."""
     limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     limit += "sys.argv[0] = 'main'; runpy.run_module('vqvae_jax.main', run_name='__main__')"
-    steps = ["--config.train.num_steps=4", "--config.train.checkpoint_every=2", "--config.logging.tensorboard=False"]
-    line = [sys.executable, "-c", limit, QUICK, *TINY, *steps, f"--data_dir={photo_dir}", "--workdir=full"]
+    steps = [
+        "--config.train.num_steps=4",
+        "--config.train.checkpoint_every=2",
+        f"--config.logging.tensorboard={tensorboard}",
+    ]
+    line = [
+        sys.executable,
+        "-c",
+        limit,
+        QUICK,
+        *TINY,
+        *steps,
+        f"--data_dir={photo_dir}",
+        f"--workdir=full-{tensorboard}",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr

@@ -20,6 +20,8 @@ from vqvae_jax.train_step import init_state, make_train_step
 
 config = quickstart.get_config("smoke").to_dict()
 config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+# So that unused codes are dead at the second step already.
+config["model"] |= {"ema_decay": 0.3, "revival_threshold": 0.09}
 images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
 source = ArraySource("tiny", "test", images[:11], np.zeros(11, np.int32), ("one",))
 mesh = sharding.make_mesh()
@@ -27,8 +29,11 @@ model = builders.build_model(config["model"], (8, 8, 3))
 optimizer = builders.build_optimizer(config["optimizer"], 10)
 state = init_state(model, optimizer, 0, sharding.put_batch(images, mesh), mesh)
 step = make_train_step(model, optimizer, 0, mesh)
+revived = 0
 for _ in range(3):
     state, metrics = step(state, sharding.put_batch({"image": images}, mesh))
+    new_code = 0.1 * 16 * 2 * 2 / 5
+    revived += int(np.sum(np.asarray(state.model_state.count) == np.float32(new_code)))
 run = api.Run(model, {"params": state.params, "state": state.model_state, "fitted": {}},
               {"config": config, "image_shape": [8, 8, 3], "step": 3})
 run = api.Run(model, {**run.variables, "fitted": run.fit(source)}, run.meta)
@@ -36,7 +41,7 @@ result = evaluate(run, source)
 leaves = {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state)}
 leaves |= {key: np.asarray(result[key]) for key in ("bits_per_dim", "rate", "distortion", "perplexity")}
 leaves |= {"metric/" + key: np.asarray(value) for key, value in metrics.items()}
-np.savez(sys.argv[1], devices=jax.device_count(), **leaves)
+np.savez(sys.argv[1], devices=jax.device_count(), revived=revived, **leaves)
 """
 
 
@@ -52,6 +57,7 @@ def test_eight_devices_equal_one_after_three_steps_and_in_evaluation(tmp_path):
     # Codebook sums, revival, first codebook, losses, fit and evaluation (11 images, not divisible): regression 10.
     one, eight = run_on(1, tmp_path / "1.npz"), run_on(8, tmp_path / "8.npz")
     assert (int(one.pop("devices")), int(eight.pop("devices"))) == (1, 8)
+    assert one["revived"] > 0
     assert one.keys() == eight.keys()
     for key in one:
         np.testing.assert_allclose(eight[key], one[key], rtol=1e-5, atol=1e-5, err_msg=key)

@@ -180,20 +180,57 @@ def test_what_does_not_change_the_maths_may_differ(config):
 
 def test_a_folder_with_another_run_is_refused_or_put_aside(config, tmp_path):
     workdir = tmp_path / "run"
-    train.prepare_workdir(config, workdir, resume=True)
+    train.train(config, workdir)
     changed = {**config, "model": {**config["model"], "hidden": 7}}
-    with pytest.raises(InputError, match=r"another config: model.hidden \(6 there, 7 now\).*--resume=never"):
-        train.prepare_workdir(changed, workdir, resume=True)
+    refused = r"another config: model.hidden \(6 there, 7 now\).*--resume=never"
+    with pytest.raises(InputError, match=refused):
+        train.train(changed, workdir)
     assert json.loads((workdir / "config.json").read_text())["model"]["hidden"] == 6
+    (workdir / "config.json").unlink()  # the checkpoint knows, too
+    with pytest.raises(InputError, match=refused):
+        train.train(changed, workdir)
     (tmp_path / "run.1").mkdir()
     train.prepare_workdir(changed, workdir, resume=False)
-    assert json.loads((tmp_path / "run.2" / "config.json").read_text())["model"]["hidden"] == 6
-    assert json.loads((workdir / "config.json").read_text())["model"]["hidden"] == 7
+    assert (tmp_path / "run.2" / "checkpoints").is_dir()
+    assert list(workdir.iterdir()) == []
+
+
+def test_a_wrong_option_leaves_the_folder_alone(config, tmp_path):
+    for section, key, value, message in (
+        ("optimizer", "schedule", "cosin", "unknown optimizer.schedule 'cosin'"),
+        ("train", "log_every", 0, "train.log_every is 0: it must be at least 1"),
+        ("eval", "images", 3, "unknown option eval.images: did you mean 'fit_images'"),
+        ("model", "revival_threshold", 0.2, r"model.revival_threshold is 0.2: it must be 0 \(never\) to below 0.1"),
+    ):
+        wrong = {**config, section: {**config[section], key: value}}
+        with pytest.raises(InputError, match=message):
+            train.train(wrong, tmp_path / "run", resume=False)
+    del config["eval"]["fit_images"]
+    with pytest.raises(InputError, match="the config lacks eval.fit_images"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_after_the_last_step_loses_nothing(config, tmp_path, monkeypatch):
+    train.train(config, tmp_path / "whole")
+    fit = train.Loop.fit
+    monkeypatch.setattr(
+        train.Loop, "fit", lambda self, n=0: fit(self, n) if n else (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "parts")
+    assert final_state(tmp_path / "parts")[0] == 6
+    assert not checkpoint.is_fitted(tmp_path / "parts", 6)
+    monkeypatch.setattr(train.Loop, "fit", fit)
+    train.train(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    one, other = (checkpoint.read_fitted(tmp_path / name, 6) for name in ("whole", "parts"))
+    chex.assert_trees_all_equal(one, other)
+    assert np.sum(one["code_counts"]) > 0
 
 
 def test_other_training_images_are_refused(config, tmp_path, monkeypatch):
     train.train(config, tmp_path)
-    config["optimizer"]["schedule"] = "constant"
     build = builders.build_source
 
     def changed(section, split):
@@ -202,7 +239,6 @@ def test_other_training_images_are_refused(config, tmp_path, monkeypatch):
         return source
 
     monkeypatch.setattr(builders, "build_source", changed)
-    (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match="training images are not those of the run"):
         train.train(config, tmp_path)
 

@@ -96,8 +96,14 @@ class Run:
         return Bound(jax.numpy.asarray(measured[f"rate/{self.prior}"]), jax.numpy.asarray(measured["distortion"]))
 
     def bits_per_dim(self, images: Images) -> np.ndarray:
-        """Upper bound on every image's negative log-likelihood in bits per sub-pixel, float64 [N]."""
+        """Upper bound on every image's negative log-likelihood in bits per sub-pixel, float64 [N].
+
+        Raises:
+            InputError: the model was trained with squared error and its run isn't finished.
+        """
         bound = self.bound(images)
+        if np.isnan(bound.distortion).any():
+            raise InputError("no bits/dim yet: the scale of squared error is fitted when the run is finished")
         nats = np.asarray(bound.rate, np.float64) + np.asarray(bound.distortion, np.float64)
         return nats * metrics.nats_to_bits_per_dim(1.0, tuple(np.shape(images)[1:]))
 

@@ -9,6 +9,7 @@ from vqvae_jax.data import sources
 from vqvae_jax.errors import InputError, suggest
 from vqvae_jax.models.likelihoods import LIKELIHOODS
 from vqvae_jax.models.networks import Decoder, Encoder
+from vqvae_jax.models.quantizer import NEW_CODE_SHARE
 from vqvae_jax.models.vqvae import VQVAE
 
 
@@ -37,6 +38,27 @@ def check(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+# Sections that no builder takes as arguments: every key, and the lowest number it may have (None: no number).
+SECTIONS = {
+    "data": {"name": None, "data_dir": None, "batch_size": 1, "flip": None, "num_threads": 0},
+    "train": {"num_steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1},
+    "eval": {"batch_size": 1, "validation_images": 0, "test_images": 0, "fit_images": 0},
+    "logging": {"tensorboard": None},
+}
+
+
+def check_config(config: Mapping) -> None:
+    """Raise InputError unless the sections that nothing is built from have their keys, and numbers in range."""
+    check(config["seed"] >= 0, f"seed is {config['seed']}: it must be at least 0")
+    for section, lowest in SECTIONS.items():
+        for key in config[section]:
+            check(key in lowest, f"unknown option {section}.{key}: {suggest(key, lowest)}")
+        for key, low in lowest.items():
+            check(key in config[section], f"the config lacks {section}.{key}")
+            value = config[section][key]
+            check(low is None or value >= low, f"{section}.{key} is {value}: it must be at least {low}")
+
+
 def _vqvae(
     *,
     image_shape,
@@ -60,6 +82,11 @@ def _vqvae(
     check(codebook_size >= 2, f"model.codebook_size is {codebook_size}: a codebook needs at least 2 codes")
     check(num_codebooks >= 1, f"model.num_codebooks is {num_codebooks}: it must be at least 1")
     check(downsamplings >= 1, f"model.downsamplings is {downsamplings}: it must be at least 1")
+    check(
+        0 <= revival_threshold < NEW_CODE_SHARE,
+        f"model.revival_threshold is {revival_threshold}: it must be 0 (never) to below {NEW_CODE_SHARE}, "
+        "where a code counts as new",
+    )
     for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
         check(
             len(values) in (1, channels),

@@ -1,7 +1,7 @@
 """Checkpoints, and the only module that knows orbax: save, restore the latest, restore what a reader needs.
 
 RUN/checkpoints/model/STEP holds `state` (arrays), `meta` (JSON: config, class names, image shape, step, data) and,
-once the run is done, `fitted` (arrays counted on training images). A checkpoint appears whole or not at all.
+once the run is done, `fitted` (arrays counted on training images). Each appears whole or not at all.
 """
 
 import logging
@@ -32,7 +32,6 @@ def open_manager(workdir: str | Path, read_only: bool = False) -> ocp.Checkpoint
         folder(workdir),
         item_handlers={
             "state": ocp.PyTreeCheckpointHandler(),
-            "fitted": ocp.PyTreeCheckpointHandler(),
             "meta": ocp.JsonCheckpointHandler(),
         },
         options=ocp.CheckpointManagerOptions(
@@ -44,11 +43,9 @@ def open_manager(workdir: str | Path, read_only: bool = False) -> ocp.Checkpoint
     )
 
 
-def save(manager: ocp.CheckpointManager, state, meta: dict, fitted: dict | None = None) -> None:
+def save(manager: ocp.CheckpointManager, state, meta: dict) -> None:
     """Save in the background under `state.step`, of which there must not be a checkpoint yet."""
     items = {"state": ocp.args.PyTreeSave(state._asdict()), "meta": ocp.args.JsonSave(meta)}
-    if fitted is not None:
-        items["fitted"] = ocp.args.PyTreeSave(fitted)
     step = int(state.step)
     if not manager.save(step, args=ocp.args.Composite(**items), force=True):
         raise RuntimeError(f"orbax did not save step {step}")
@@ -75,23 +72,35 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, abstract_variab
     """Restore what a reader needs, {"params", "state", "fitted"}; `fitted` is {} in an unfinished run."""
     wanted = {"params": abstract_variables["params"], "model_state": abstract_variables["state"]}
     state = _restore(manager, step, "state", wanted, partial=True)
-    fitted = read_fitted(manager, str(manager.directory.parent.parent), step)
+    fitted = read_fitted(str(manager.directory.parent.parent), step)
     return {"params": state["params"], "state": state["model_state"], "fitted": fitted}
+
+
+def _fitted_folder(workdir, step):
+    return folder(workdir) / str(step) / "fitted"
 
 
 def is_fitted(workdir: str | Path, step: int) -> bool:
     """Tell whether a checkpoint is that of a run that was finished."""
-    return (folder(workdir) / str(step) / "fitted").is_dir()
+    return _fitted_folder(workdir, step).is_dir()
 
 
-def read_fitted(manager: ocp.CheckpointManager, workdir: str | Path, step: int) -> dict:
+def save_fitted(workdir: str | Path, step: int, fitted: dict) -> None:
+    """Add what was counted after the last step to its checkpoint, whole or not at all."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(_fitted_folder(workdir, step), fitted)
+
+
+def read_fitted(workdir: str | Path, step: int) -> dict:
     """Restore what `fit` counted; {} if the run was not finished."""
     if not is_fitted(workdir, step):
         return {}
-    shapes = manager.item_metadata(step)["fitted"]
-    arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
-    saved = manager.restore(step, args=ocp.args.Composite(fitted=ocp.args.PyTreeRestore(restore_args=arrays)))
-    return jax.tree.map(jax.numpy.asarray, saved["fitted"])
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        path = _fitted_folder(workdir, step)
+        shapes = checkpointer.metadata(path).item_metadata.tree
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        saved = checkpointer.restore(path, restore_args=arrays)
+    return jax.tree.map(jax.numpy.asarray, saved)
 
 
 def latest_step(manager: ocp.CheckpointManager, workdir: str | Path) -> int:

@@ -1,7 +1,11 @@
-"""The one exception that a user's mistake raises; `main` prints it as a single line."""
+"""The one exception that a user's mistake raises, which `main` prints as a single line, and how to know a full disk."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
@@ -14,3 +18,11 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}known: {', '.join(names)}"
+
+
+def is_out_of_space(error: BaseException | None) -> bool:
+    """Tell whether an error, of Python or of a library in C++, or its cause says that the disk or a quota is full."""
+    if error is None:
+        return False
+    full = any(getattr(error, "errno", None) == code or os.strerror(code) in str(error) for code in OUT_OF_SPACE)
+    return full or is_out_of_space(error.__cause__ or error.__context__)

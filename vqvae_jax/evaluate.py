@@ -52,8 +52,8 @@ def _summary(run, source, per_image, labels, counts):
     size = len(labels)
     priors = {}
     for name in (name for name in PRIORS if f"rate/{name}" in per_image):
-        rate = float(np.mean(per_image[f"rate/{name}"]))
-        priors[name] = {"bits_per_dim": rate + float(np.mean(per_image["distortion"])), "rate": rate}
+        rate = per_image[f"rate/{name}"]
+        priors[name] = {"bits_per_dim": _mean(rate + per_image["distortion"]), "rate": _mean(rate)}
     per_class = {
         name: {"num_images": int(np.sum(labels == n))} | {k: _mean(per_image[k][labels == n]) for k in shown}
         for n, name in enumerate(source.class_names)

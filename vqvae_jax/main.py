@@ -1,6 +1,5 @@
 """The command: `python -m vqvae_jax.main --config=configs/quickstart.py`, or `--mode=... --workdir=RUN`."""
 
-import errno
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ from ml_collections import config_flags
 from PIL import Image, UnidentifiedImageError
 
 from vqvae_jax import api, builders, plots
-from vqvae_jax.errors import InputError
+from vqvae_jax.errors import InputError, is_out_of_space
 from vqvae_jax.evaluate import evaluate, print_table
 from vqvae_jax.metric_writer import read_record, write_json
 from vqvae_jax.train import Stopped, train
@@ -36,7 +35,6 @@ OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the PNG to write; def
 NUM = flags.DEFINE_integer("num", 32, "reconstruct: how many images of the split.", lower_bound=1)
 
 GRID_COLUMNS = 16
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_train() -> None:
@@ -49,8 +47,8 @@ def run_train() -> None:
     workdir = Path(WORKDIR.value or default_workdir())
     print(f"run folder: {workdir}   device: {jax.devices()[0].device_kind} x {jax.device_count()}", flush=True)
     run = train(config, workdir, resume=RESUME.value == "auto")
-    report(run, workdir)
-    save_reconstructions(run, workdir / "figures" / "reconstructions.png")
+    report(run, workdir, "test")
+    save_reconstructions(run, workdir / "figures" / "reconstructions.png", "test")
     title = f"{run.meta['config']['data']['name']}, {run.meta['step']} steps"
     plots.save_curves(workdir / "figures" / "curves.png", read_record(workdir), title)
     print(f"figures:     {workdir}/figures/curves.png, {workdir}/figures/reconstructions.png")
@@ -60,10 +58,10 @@ def run_train() -> None:
 
 
 def run_evaluate() -> None:
-    """Measure a split with the newest checkpoint."""
+    """Measure a split with the newest checkpoint; other splits than test get a file of their own."""
     workdir = existing_workdir()
-    report(api.load(workdir, DATA_DIR.value), workdir)
-    print(f"table:       {workdir}/evaluation.json")
+    path = report(api.load(workdir, DATA_DIR.value), workdir, SPLIT.value)
+    print(f"table:       {path}")
 
 
 def run_reconstruct() -> None:
@@ -77,7 +75,7 @@ def run_reconstruct() -> None:
         rows = [np.stack(row) for row in zip(*columns, strict=True)] if columns else [x for pair in pairs for x in pair]
         plots.save_grid(path, rows)
     else:
-        save_reconstructions(run, path)
+        save_reconstructions(run, path, SPLIT.value)
     print(f"originals above reconstructions: {path}")
 
 
@@ -88,17 +86,19 @@ def _one_size(pairs) -> bool:
 COMMANDS: dict[str, Callable[[], None]] = {"train": run_train, "evaluate": run_evaluate, "reconstruct": run_reconstruct}
 
 
-def report(run: api.Run, workdir: Path) -> None:
-    """Evaluate, write `evaluation.json` and print the table."""
-    source = builders.build_source(run.meta["config"]["data"], SPLIT.value)
+def report(run: api.Run, workdir: Path, split: str) -> Path:
+    """Evaluate, print the table, and write it to `evaluation.json`, or `evaluation_SPLIT.json` if not of the test."""
+    source = builders.build_source(run.meta["config"]["data"], split)
     result = evaluate(run, source, run.meta["config"]["eval"]["test_images"])
-    write_json(workdir / "evaluation.json", result)
+    path = workdir / ("evaluation.json" if split == "test" else f"evaluation_{split}.json")
+    write_json(path, result)
     print_table(result)
+    return path
 
 
-def save_reconstructions(run: api.Run, path: Path) -> None:
+def save_reconstructions(run: api.Run, path: Path, split: str) -> None:
     """Draw the first images of the split above their reconstructions."""
-    images = builders.build_source(run.meta["config"]["data"], SPLIT.value).images[: NUM.value]
+    images = builders.build_source(run.meta["config"]["data"], split).images[: NUM.value]
     plots.save_grid(path, plots.reconstruction_rows(images, run.reconstruct(images), GRID_COLUMNS))
 
 
@@ -151,7 +151,7 @@ def quiet_threads() -> None:
 
     def callback_hook(arguments):
         # TensorStore reports failed writes one by one, to an event loop that ended with the first of them.
-        if str(arguments.exc_value) != "Event loop is closed":
+        if str(arguments.exc_value) != "Event loop is closed" and not is_out_of_space(arguments.exc_value):
             in_callback(arguments)
 
     threading.excepthook, sys.unraisablehook = thread_hook, callback_hook
@@ -167,10 +167,12 @@ def keep_compiled() -> None:
 
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; whatever is wrong with them or the config file is one line."""
-    for argument in argv:  # ml_collections would print a traceback and go on
-        name, _, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "config" and not os.path.isfile(value.partition(":")[0]):
-            _fail(f"no config file {value.partition(':')[0]}: see configs/")
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            path = (value if equals else following).partition(":")[0]
+            if not os.path.isfile(path):  # ml_collections would print a traceback and go on
+                _fail(f"no config file {path}: see configs/")
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -194,14 +196,6 @@ def _explain(message: str) -> str:
 def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-def is_out_of_space(error: BaseException | None) -> bool:
-    """Tell whether an error, of Python or of a library in C++, or its cause says that the disk or a quota is full."""
-    if error is None:
-        return False
-    full = any(getattr(error, "errno", None) == code or os.strerror(code) in str(error) for code in OUT_OF_SPACE)
-    return full or is_out_of_space(error.__cause__ or error.__context__)
 
 
 def run() -> None:

@@ -3,10 +3,14 @@
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import numpy as np
-import tensorboardX
+import tensorboardX.summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore - made by protobuf
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore - made by protobuf
 from tqdm import tqdm
 
 RECORD = "metrics.jsonl"
@@ -44,6 +48,23 @@ def cut_record(workdir: str | Path, step: int) -> None:
     os.replace(temporary, path)
 
 
+class _Board:
+    """TensorBoard's event file, written at once: a queue and its thread would wait for ever on a full disk."""
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        # Points of an earlier try from this step on are not shown.
+        self.write(first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, **content) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
 class MetricWriter:
     """Writes scalars and images of one run; of several processes, only the first one does."""
 
@@ -55,8 +76,7 @@ class MetricWriter:
         cut_record(workdir, first_step)
         self._file = open(Path(workdir) / RECORD, "a", buffering=1)  # noqa: SIM115 - open as long as the run
         if tensorboard:
-            folder = str(Path(workdir) / "tensorboard")
-            self._board = tensorboardX.SummaryWriter(folder, purge_step=first_step + 1, flush_secs=10)
+            self._board = _Board(Path(workdir) / "tensorboard", first_step)
         layout = "{l_bar}{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
         self._bar = tqdm(
             total=num_steps, initial=first_step, bar_format=layout, desc="train", mininterval=0.5, dynamic_ncols=True
@@ -68,13 +88,13 @@ class MetricWriter:
             return
         self._file.write(json.dumps(_finite({"step": step, **values})) + "\n")
         if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
+            points = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
+            self._board.write(step, summary=Summary(value=points))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Show a picture uint8 [H,W,3] in TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._board.write(step, summary=tensorboardX.summary.image(name, image, dataformats="HWC"))
 
     def progress(self, step: int, text: str | None = None) -> None:
         """Move the progress line to `step`, and change what stands at its end."""

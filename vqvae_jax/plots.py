@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vqvae_jax.errors import InputError
+
 GAP = 2
 MIN_SIDE = 64  # smaller images are enlarged to this, pixel by pixel, so that they can be looked at
 
@@ -34,6 +36,8 @@ def save_grid(path: str | Path, rows: list[np.ndarray]) -> None:
     factor = max(1, -(-MIN_SIDE // rows[0].shape[1]))
     image = Image.fromarray(image_grid(rows))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"cannot write a picture to {path}: its name must end in .png")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
 

@@ -61,17 +61,20 @@ def prepare_workdir(config: dict, workdir: Path, resume: bool) -> None:
         print(f"the old run is now {workdir}.{number}")
     path = workdir / "config.json"
     if path.is_file():
-        changed = differences(json.loads(path.read_text()), config)
-        if changed:
-            raise InputError(
-                f"{workdir} holds a run of another config: {', '.join(changed)}; "
-                "choose another --workdir, or start over with --resume=never"
-            )
+        _check_same(json.loads(path.read_text()), config, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from error
-    write_json(path, config)
+
+
+def _check_same(old: dict, new: dict, workdir: Path) -> None:
+    changed = differences(old, new)
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run of another config: {', '.join(changed)}; "
+            "choose another --workdir, or start over with --resume=never"
+        )
 
 
 @contextlib.contextmanager
@@ -136,13 +139,13 @@ class Loop:
         if step is None:
             self.state = self.init(first)
             return False
-        finished = checkpoint.is_fitted(self.workdir, step)
-        if step > self.num_steps or (step == self.num_steps and not finished):
+        meta = checkpoint.read_meta(manager, step)
+        _check_same(meta["config"], self.config, self.workdir)
+        if step > self.num_steps or (step == self.num_steps < meta["config"]["train"]["num_steps"]):
             raise InputError(
                 f"the run in {self.workdir} is already at step {step}: "
                 f"train.num_steps={self.num_steps} cannot shorten it"
             )
-        meta = checkpoint.read_meta(manager, step)
         if meta["data_fingerprint"] != self.meta["data_fingerprint"]:
             raise InputError(
                 f"the training images are not those of the run in {self.workdir}: "
@@ -153,7 +156,7 @@ class Loop:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
         self.state = checkpoint.restore_state(manager, step, abstract)
         print(f"resumed at step {step}", flush=True)
-        return finished and step == self.num_steps
+        return step == self.num_steps and checkpoint.is_fitted(self.workdir, step)
 
     def as_run(self, fitted: dict | None = None) -> Run:
         """The model as it is now, with what `fit` counted."""
@@ -174,7 +177,7 @@ class Loop:
         writer.image(step, "reconstructions", plots.image_grid(rows))
 
     def run(self, manager, writer: MetricWriter, received: list) -> None:
-        """Train to the last step, saving on the way; raises `Stopped` after saving if a signal was received."""
+        """Train to the last step, saving it and others; raises `Stopped` after saving if a signal was received."""
         every, size = self.config["train"], self.config["data"]["batch_size"]
         start, saved = int(self.state.step), int(self.state.step)
         pending = None  # metrics of the step before, fetched when the next one is already running
@@ -184,19 +187,19 @@ class Loop:
             if pending is not None:
                 self._finish(*pending, writer, clock)
             pending = (step, metrics)
-            due = [step % every[key] == 0 for key in ("eval_every", "checkpoint_every")]
-            if not (any(due) or received or step == self.num_steps):
+            due = [step % every[key] == 0 or step == self.num_steps for key in ("eval_every", "checkpoint_every")]
+            if not (any(due) or received):
                 continue
             self._finish(*pending, writer, clock)
             pending = None
-            if due[0] or step == self.num_steps:
+            if due[0]:
                 with clock.paused():
                     self._validate(step, writer)
-            if step < self.num_steps and (due[1] or received) and step > saved:
+            if (due[1] or received) and step > saved:
                 with clock.paused():
                     checkpoint.save(manager, self.state, {**self.meta, "step": step})
                 saved = step
-            if received and step < self.num_steps:
+            if received:
                 manager.wait_until_finished()
                 raise Stopped(f"stopped at step {step} and saved; the same command goes on from there")
 
@@ -247,23 +250,30 @@ def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
         Stopped: SIGTERM or Ctrl-C came, and the run has saved itself.
     """
     workdir = Path(workdir)
+    builders.check_config(config)
     sharding.check_batch_size(config["data"]["batch_size"])
     source, validation = (builders.build_source(config["data"], split) for split in ("train", "validation"))
-    builders.build_model(config["model"], source.image_shape)  # its mistakes before the folder is touched
+    # Mistakes in the config come to light before the folder is touched.
+    builders.build_model(config["model"], source.image_shape)
+    builders.build_optimizer(config["optimizer"], config["train"]["num_steps"])
     prepare_workdir(config, workdir, resume)
-    with stop_signals() as received, checkpoint.open_manager(workdir) as manager:
+    with checkpoint.open_manager(workdir) as manager:
         loop = Loop(config, workdir, source, validation)
-        if loop.start(manager):
-            return loop.as_run(checkpoint.read_fitted(manager, workdir, loop.num_steps))
+        finished = loop.start(manager)
+        write_json(workdir / "config.json", config)
+        if finished:
+            return loop.as_run(checkpoint.read_fitted(workdir, loop.num_steps))
         main_process = jax.process_index() == 0
         tensorboard = config["logging"]["tensorboard"]
         writer = MetricWriter(workdir, int(loop.state.step), loop.num_steps, tensorboard, active=main_process)
         try:
-            loop.run(manager, writer, received)
+            with stop_signals() as received:
+                loop.run(manager, writer, received)
         finally:
             writer.close()
+        # From here on a signal ends the program at once: all is saved, and what follows is done again.
+        manager.wait_until_finished()
         print("counting codes on the training images", flush=True)
         fitted = loop.fit()
-        checkpoint.save(manager, loop.state, {**loop.meta, "step": loop.num_steps}, fitted)
-        manager.wait_until_finished()
+        checkpoint.save_fitted(workdir, loop.num_steps, fitted)
         return loop.as_run(fitted)

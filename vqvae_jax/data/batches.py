@@ -10,11 +10,14 @@ import numpy as np
 from vqvae_jax.data import transforms
 from vqvae_jax.data.sources import ArraySource
 
+# First words of the seeds: streams that share no numbers.
+SHUFFLE, AUGMENT = 1, 2
+
 
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     """The shuffled order of one epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(size)
+    return np.random.default_rng((SHUFFLE, seed, epoch)).permutation(size)
 
 
 def batch_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
@@ -28,8 +31,8 @@ def batch_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarra
 def batch_at(source: ArraySource, batch_size: int, seed: int, flip: bool, step: int) -> dict[str, np.ndarray]:
     """Build the global batch of `step`, of which this process keeps its rows."""
     indices = batch_indices(len(source), batch_size, seed, step)
-    # Drawn for the global batch, so that the number of hosts changes nothing; separate from the shuffle's stream.
-    random = np.random.default_rng((seed, 1, step))
+    # Drawn for the global batch, so that the number of hosts changes nothing.
+    random = np.random.default_rng((AUGMENT, seed, step))
     flips = random.random(batch_size) < (0.5 if flip else 0.0)
     share = batch_size // jax.process_count()
     rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)

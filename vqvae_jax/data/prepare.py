@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vqvae_jax.errors import InputError
+from vqvae_jax.errors import InputError, is_out_of_space
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -47,7 +47,8 @@ def cifar10_examples(archive: Path, split: str) -> Iterator[tuple[str, dict]]:
 
 
 def _import_tfds():
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS advises on OpenCV and GCS, neither of which is used
+    logger = logging.getLogger("absl")
+    logger.setLevel(max(logger.level, logging.ERROR))  # TFDS advises on OpenCV and GCS, neither of which is used
     import tensorflow_datasets as tfds
 
     return tfds
@@ -66,6 +67,8 @@ def prepare_cifar10(data_dir: str | None) -> None:
             try:
                 archive = dl_manager.download(CIFAR10_URL)
             except Exception as error:
+                if is_out_of_space(error):
+                    raise
                 raise InputError(
                     f"cannot download {CIFAR10_URL} ({type(error).__name__}): check the network, "
                     "or name the folder of a prepared copy with --data_dir"
@@ -91,12 +94,12 @@ def open_dataset(name: str, split: str, data_dir: str | None):
         if not os.path.isdir(data_dir):
             raise InputError(f"no data folder {data_dir}: create it, or name the one that holds {name} with --data_dir")
     tfds = _import_tfds()
-    stock = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    stock = _stock_builder(tfds, name, data_dir)
     folder = Path(stock.data_path)
     if not folder.is_dir():
         print(f"preparing {name} in {folder.parent}, once", flush=True)
         PREPARE[name](data_dir)
-        stock = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        stock = _stock_builder(tfds, name, data_dir)
     with _damaged(folder, name):
         if split not in stock.info.splits:
             raise FileNotFoundError(f"split {split}")
@@ -108,6 +111,22 @@ def open_dataset(name: str, split: str, data_dir: str | None):
         if len(dataset) != stock.info.splits[split].num_examples:
             raise FileNotFoundError(f"{stock.info.splits[split].num_examples - len(dataset)} images of {split}")
     return dataset
+
+
+def _stock_builder(tfds, name, data_dir):
+    """Give the stock builder of `name`, which reads what the folder says of itself."""
+    where = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except ValueError as error:
+        if "File format is already set" not in str(error):
+            raise
+        raise InputError(
+            f"{name} in {where} was prepared as TFRecord files, which need TensorFlow: "
+            "name another folder with --data_dir, in which it is prepared anew"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{name} in {where} is damaged ({type(error).__name__}): delete it and run again") from error
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ Images = UInt8[Array | np.ndarray, "b h w c"]
 MAX_LOG_SCALE = 7.0
 
 
-def log_interval(cumulative_low, cumulative_high, log_mass, x):
-    """Choose the log mass of level x: the open tail below at 0, the open tail above at 255, else the interval."""
-    return jnp.where(x == 0, cumulative_high, jnp.where(x == 255, cumulative_low, log_mass))
+def log_interval(log_at_most, log_at_least, log_mass, x):
+    """Choose the log mass of level x: P(X <= x) at 0, P(X >= x) at 255, else that of the interval."""
+    return jnp.where(x == 0, log_at_most, jnp.where(x == 255, log_at_least, log_mass))
 
 
 def logistic_log_prob(
@@ -33,7 +33,7 @@ def logistic_log_prob(
     centred = x.astype(jnp.float32) - mean
     below = jax.nn.log_sigmoid((centred + 0.5) * inverse)  # log P(X <= x)
     above = jax.nn.log_sigmoid(-(centred - 0.5) * inverse)  # log P(X >= x)
-    return log_interval(above, below, below + above + jnp.log(-jnp.expm1(-inverse)), x)
+    return log_interval(below, above, below + above + jnp.log(-jnp.expm1(-inverse)), x)
 
 
 def gaussian_log_prob(
@@ -46,7 +46,7 @@ def gaussian_log_prob(
     left_low, left_high = jnp.where(centred > 0, -high, low), jnp.where(centred > 0, -low, high)
     log_low, log_high = jax.scipy.stats.norm.logcdf(left_low), jax.scipy.stats.norm.logcdf(left_high)
     mass = log_high + jnp.log(-jnp.expm1(log_low - log_high))
-    return log_interval(jax.scipy.stats.norm.logcdf(-low), jax.scipy.stats.norm.logcdf(high), mass, x)
+    return log_interval(jax.scipy.stats.norm.logcdf(high), jax.scipy.stats.norm.logcdf(-low), mass, x)
 
 
 def to_levels(unit):

@@ -57,7 +57,23 @@ def _nearest_of_one(z_e: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> 
 
 def look_up(codebook: Float[Array, "g k d"], indices: Int[Array, "b h w g"]) -> Float[Array, "b h w g d"]:
     """Fetch the codes that `indices` name, each from its own codebook."""
+    return jnp.asarray(_look_up(codebook, indices))
+
+
+@jax.custom_vjp
+def _look_up(codebook, indices):
     return codebook[jnp.arange(codebook.shape[0]).reshape(1, 1, 1, -1), indices]
+
+
+def _look_up_backward(residuals, gradient):
+    # XLA's own gradient adds in any order on a GPU: other bits on every run.
+    indices, codebook_size = residuals
+    return _sum_by_code(gradient, indices, codebook_size), None
+
+
+_look_up.defvjp(
+    lambda codebook, indices: (_look_up(codebook, indices), (indices, codebook.shape[1])), _look_up_backward
+)
 
 
 def quantize(z_e: Float[Array, "b h w g d"], codebook: Float[Array, "g k d"]) -> Quantized:

@@ -101,10 +101,12 @@ class VQVAE:
         return quantizer.nearest_code(self._latents(variables["params"], images), self.codebook(variables))
 
     def decode(self, variables, codes: Codes) -> Float[Array, "b h w p"]:
-        """Code indices to the parameters of the likelihood."""
+        """Code indices to the parameters of the likelihood; squared error has a scale (else NaN) once fitted."""
         raw = self._raw(variables["params"], quantizer.look_up(self.codebook(variables), jnp.asarray(codes)))
         if isinstance(self.likelihood, SquaredError):
-            return self.likelihood.complete(raw, variables["fitted"]["scale"])
+            # Without a fitted scale there is a mean to look at, and no likelihood.
+            scale = variables["fitted"].get("scale", jnp.full(raw.shape[-1], jnp.nan))
+            return self.likelihood.complete(raw, scale)
         return raw
 
     def decode_mean(self, variables, codes: Codes) -> Images:
