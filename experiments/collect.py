@@ -22,11 +22,10 @@ KEPT = ("evaluation.json", "figures/curves.png", "figures/reconstructions.png")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def training_seconds(record: list[dict], longest_pause: float = 120) -> float:
-    """Sum the time between lines of the record; a longer gap than `longest_pause` seconds is a stopped run."""
-    times = [line["unix_time"] for line in record if "unix_time" in line]
-    gaps = [after - before for before, after in pairwise(times)]
-    return sum(gap for gap in gaps if 0 < gap < longest_pause)
+def training_seconds(record: list[dict], batch_size: int) -> float:
+    """Add up the steps at the speed that the record has for them: pauses, validation and compilation left out."""
+    lines = [{"step": 0}, *(line for line in record if "images_per_second" in line)]
+    return sum((b["step"] - a["step"]) * batch_size / b["images_per_second"] for a, b in pairwise(lines))
 
 
 def main():
@@ -54,7 +53,7 @@ def main():
         "data": arguments.data,
         "commit": arguments.commit or head.stdout.strip(),
         "date": datetime.date.today().isoformat(),
-        "training_minutes": round(training_seconds(record) / 60, 1),
+        "training_minutes": round(training_seconds(record, config["data"]["batch_size"]) / 60, 1),
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].platform}",
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "note": arguments.note,

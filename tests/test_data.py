@@ -74,6 +74,28 @@ def test_prepared_cifar10_is_read_by_the_stock_tfds(cifar10_dir):
     assert stock[0]["image"].shape == (32, 32, 3)
 
 
+def test_cifar10_jpeg_is_laid_out_from_its_image_files(tmp_path, monkeypatch):
+    from experiments import prepare_cifar10_jpeg
+
+    monkeypatch.setattr(sources, "VALIDATION_IMAGES", 2)
+    random, pixels = np.random.default_rng(0), {}
+    for split, name in (("train", "airplane"), ("train", "truck"), ("test", "frog")):
+        folder = tmp_path / "images" / split / name
+        folder.mkdir(parents=True)
+        for n in range(3):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{n:04d}.jpg")
+            key = np.asarray(Image.open(folder / f"{n:04d}.jpg")).tobytes()
+            pixels[key] = (split, name)
+    line = ["prepare_cifar10_jpeg", str(tmp_path / "images"), f"--data_dir={tmp_path / 'data'}"]
+    monkeypatch.setattr(sys, "argv", line)
+    prepare_cifar10_jpeg.main()
+    parts = {split: sources.cifar10(split, str(tmp_path / "data")) for split in sources.SPLITS}
+    assert [len(parts[split]) for split in sources.SPLITS] == [4, 2, 3]
+    for split, part in parts.items():
+        for image, label in zip(part.images, part.labels, strict=True):
+            assert pixels[image.tobytes()] == ("test" if split == "test" else "train", part.class_names[label])
+
+
 def test_order_depends_on_the_pixels_and_not_on_the_preparation(cifar10_dir, monkeypatch):
     before = sources.cifar10("train", cifar10_dir)
     whole = prepare.open_dataset

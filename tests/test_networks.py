@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from vqvae_jax.models import networks
-from vqvae_jax.models.networks import FOLD_BELOW, Decoder, Encoder, ResidualStack
+from vqvae_jax.models.networks import (
+    FOLD_BELOW,
+    Decoder,
+    Encoder,
+    ResidualStack,
+    StridedParameters,
+    transposed_kernel_init,
+)
 
 HIDDEN, UNITS = 6, 4
 # Each program here runs once, so that compiling is all that takes time.
@@ -177,6 +184,18 @@ def test_kernel_init_has_lecuns_statistics(shape):
     np.testing.assert_allclose([kernel.max(), -kernel.min()], 2 * std / 0.87962566, rtol=0.01)
     quantiles = np.linspace(0.05, 0.95, 19)
     np.testing.assert_allclose(np.quantile(kernel, quantiles), np.quantile(lecun, quantiles), atol=0.04 * std)
+
+
+def test_a_transposed_layer_keeps_the_variance_of_its_input():
+    # Each output of a 4x4 layer of stride 2 sees 4 taps of 64 channels.
+    layer = StridedParameters(64, 64, transposed_kernel_init)
+    (kernel, _), _ = layer.init_with_output(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, 16, 16, 64))
+    out = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(out[:, 4:-4, 4:-4].std(), 1.0, rtol=0.05)
+    # So does the decoder use it: its kernels are twice those of the other kind.
+    params = Decoder(64, 4, 1, 1, 64).init(jax.random.key(0), jnp.zeros((1, 2, 2, 64)))["params"]
+    np.testing.assert_allclose(params["up_0"]["kernel"].std(), kernel.std(), rtol=0.05)
 
 
 RESIDUAL = {"conv3x3_0": (3, 3, HIDDEN, UNITS), "conv1x1_0": (1, 1, UNITS, HIDDEN)}

@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +54,8 @@ def _import_tfds():
     return tfds
 
 
-def prepare_cifar10(data_dir: str | None) -> None:
-    """Download the official archive and write it as TFDS's `cifar10` in ArrayRecord files."""
+def write_cifar10(data_dir: str | None, splits: Callable[[Callable], dict[str, Iterator]]) -> None:
+    """Write TFDS's `cifar10` in ArrayRecord files; `splits` gets TFDS's `download` and gives examples by split."""
     tfds = _import_tfds()
     from tensorflow_datasets.image_classification import cifar
 
@@ -64,20 +64,29 @@ def prepare_cifar10(data_dir: str | None) -> None:
         pkg_dir_path = tfds.core.tfds_path("image_classification")
 
         def _split_generators(self, dl_manager):
-            try:
-                archive = dl_manager.download(CIFAR10_URL)
-            except Exception as error:
-                if is_out_of_space(error):
-                    raise
-                raise InputError(
-                    f"cannot download {CIFAR10_URL} ({type(error).__name__}): check the network, "
-                    "or name the folder of a prepared copy with --data_dir"
-                ) from error
             self.info.features["label"].names = list(CIFAR10_CLASSES)  # pyright: ignore
-            return {split: cifar10_examples(Path(archive), split) for split in ("train", "test")}
+            return splits(dl_manager.download)
 
     builder = Cifar10(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+
+
+def prepare_cifar10(data_dir: str | None) -> None:
+    """Download the official archive and write it."""
+
+    def splits(download):
+        try:
+            archive = download(CIFAR10_URL)
+        except Exception as error:
+            if is_out_of_space(error):
+                raise
+            raise InputError(
+                f"cannot download {CIFAR10_URL} ({type(error).__name__}): check the network, "
+                "or name the folder of a prepared copy with --data_dir"
+            ) from error
+        return {split: cifar10_examples(Path(archive), split) for split in ("train", "test")}
+
+    write_cifar10(data_dir, splits)
 
 
 PREPARE = {"cifar10": prepare_cifar10}

@@ -12,6 +12,7 @@ arranged so that a CPU spends its time in matrix products (an accelerator loses 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -29,6 +30,11 @@ def kernel_init(key, shape):
     flat = nn.initializers.truncated_normal(stddev=1.0)(key, (math.prod(shape),))
     # A normal cut at two standard deviations keeps 0.8796 of its own.
     return flat.reshape(shape) / (math.sqrt(math.prod(shape[:-1])) * 0.87962566103423978)
+
+
+def transposed_kernel_init(key, shape):
+    """The same for a transposed 4x4 layer of stride 2, each of whose outputs sees 4 of the 16 taps."""
+    return 2 * kernel_init(key, shape)
 
 
 def product(x: Float[Array, "*b c"], matrix: Float[Array, "c o"]) -> Float[Array, "*b o"]:
@@ -180,10 +186,11 @@ class StridedParameters(nn.Module):
 
     inputs: int
     features: int
+    init_kernel: Callable = kernel_init
 
     @nn.compact
     def __call__(self):
-        kernel = self.param("kernel", kernel_init, (4, 4, self.inputs, self.features))
+        kernel = self.param("kernel", self.init_kernel, (4, 4, self.inputs, self.features))
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
@@ -248,7 +255,7 @@ class Decoder(nn.Module):
         for n in range(self.upsamplings):
             last = n + 1 == self.upsamplings
             features = self.features if last else self.hidden
-            kernel, bias = StridedParameters(self.hidden, features, name=f"up_{n}")()
+            kernel, bias = StridedParameters(self.hidden, features, transposed_kernel_init, name=f"up_{n}")()
             if last and features < FOLD_BELOW:
                 x = product(x, kernel.transpose(2, 0, 1, 3).reshape(self.hidden, 16 * features))
                 return overlap_add(from_blocks(x) if blocked else x) + bias.reshape(1, 1, 1, -1)
