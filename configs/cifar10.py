@@ -77,17 +77,20 @@ def _paper(config):
 
 
 def _small(config):
-    config.data.batch_size = 64
+    config.data.batch_size = 32
     config.data.flip = True
     config.model.likelihood = "logistic"
     config.model.hidden = 128
     config.model.residual_units = 32
-    config.optimizer.learning_rate = 1e-3
+    # In short runs on validation images, few dimensions, a firm commitment and a high rate learned fastest.
+    config.model.embedding_dim = 4
+    config.model.commitment_cost = 1.0
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 100
-    config.train.num_steps = 4000
-    config.train.log_every = 20
-    config.train.eval_every = config.train.checkpoint_every = 500
+    config.optimizer.warmup_steps = 200
+    config.train.num_steps = 20_000
+    config.train.log_every = 50
+    config.train.eval_every = config.train.checkpoint_every = 1000
     config.eval.validation_images = 1024
     config.eval.fit_images = 1024
     return config
