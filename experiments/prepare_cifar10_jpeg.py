@@ -10,7 +10,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from vqvae_jax.data import prepare, sources
+from vqvae_jax.data import prepare, sources, transforms
+from vqvae_jax.data.images import ArraySource
 
 
 def examples(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
@@ -18,7 +19,14 @@ def examples(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
     for label, name in enumerate(prepare.CIFAR10_CLASSES):
         for path in sorted((folder / split / name).glob("*.jpg")):
             key = f"{split}_{name}_{path.stem}"
-            yield key, {"id": key, "image": prepare.png(sources.decode(path.read_bytes())), "label": label}
+            yield (
+                key,
+                {
+                    "id": key,
+                    "image": prepare.png(transforms.to_array(transforms.decode(path.read_bytes(), "RGB"))),
+                    "label": label,
+                },
+            )
 
 
 def main():
@@ -30,11 +38,11 @@ def main():
     if not (arguments.images / "train" / prepare.CIFAR10_CLASSES[0]).is_dir():
         parser.error(f"no train/{prepare.CIFAR10_CLASSES[0]} in {arguments.images}")
     arguments.data_dir.mkdir(parents=True, exist_ok=True)
-    prepare.write_cifar10(
-        str(arguments.data_dir), lambda _: {split: examples(arguments.images, split) for split in ("train", "test")}
-    )
+    splits = {split: examples(arguments.images, split) for split in ("train", "test")}
+    prepare.write_dataset("cifar10", str(arguments.data_dir), lambda *_: splits)
     for split in sources.SPLITS:
-        source = sources.cifar10(split, str(arguments.data_dir))
+        source = sources.open_tfds_split("cifar10", split, str(arguments.data_dir))
+        assert isinstance(source, ArraySource)
         print(f"{split}: {len(source)} images, fingerprint {source.fingerprint()}")
 
 

@@ -12,6 +12,7 @@ from vqvae_jax.errors import InputError
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
 CASES = [(n, v) for n in NAMES for v in importlib.import_module(f"configs.{n}").VARIANTS]
+SHAPES = {"imagenet2012": (128, 128, 3), "fashion_mnist": (28, 28, 1)}
 SECTIONS = ["seed", "data", "model", "optimizer", "train", "eval", "logging"]
 
 
@@ -22,9 +23,10 @@ def get(name, variant):
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_config_builds_under_eval_shape(name, variant):
     config = get(name, variant)
-    model = builders.build_model(config["model"], (32, 32, 3))
+    shape = SHAPES.get(config["data"]["name"], (32, 32, 3))
+    model = builders.build_model(config["model"], shape)
     optimizer = builders.build_optimizer(config["optimizer"], config["train"]["num_steps"])
-    images = jax.ShapeDtypeStruct((config["data"]["batch_size"], 32, 32, 3), np.uint8)
+    images = jax.ShapeDtypeStruct((config["data"]["batch_size"], *shape), np.uint8)
 
     def one_step(images):
         variables = model.init(jax.random.key(0), images)
@@ -88,8 +90,9 @@ def test_a_missing_option_is_named(config):
 
 
 def test_unknown_dataset_optimizer_and_schedule_list_the_known_ones(config):
-    with pytest.raises(InputError, match=r"unknown dataset 'cifar': did you mean 'cifar10'\? known: cifar10, photos"):
-        builders.build_source({"name": "cifar", "data_dir": None}, "train")
+    known = "cifar10, fashion_mnist, folder, imagenet2012, imagenet_resized/32x32, imagenet_resized/64x64, photos"
+    with pytest.raises(InputError, match=rf"unknown dataset 'cifar': did you mean 'cifar10'\? known: {known}"):
+        builders.build_source(config["data"] | {"name": "cifar"}, "train")
     with pytest.raises(InputError, match="unknown optimizer 'sgd': known: adam"):
         builders.build_optimizer(config["optimizer"] | {"name": "sgd"}, 10)
     with pytest.raises(InputError, match=r"unknown optimizer.schedule 'cosin': did you mean 'cosine'"):

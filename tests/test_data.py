@@ -38,7 +38,6 @@ def cifar10_dir(cifar10_archive, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download", lambda self, url: cifar10_archive)
-    monkeypatch.setattr(sources, "VALIDATION_IMAGES", 10)
     sources._tfds_arrays.cache_clear()
     return str(tmp_path)
 
@@ -55,8 +54,8 @@ def official_images(archive, split):
 
 
 def test_cifar10_is_prepared_from_the_official_archive_with_every_pixel_and_label(cifar10_dir, cifar10_archive):
-    parts = {split: sources.cifar10(split, cifar10_dir) for split in sources.SPLITS}
-    assert [len(parts[split]) for split in sources.SPLITS] == [5 * IMAGES - 10, 10, IMAGES]
+    parts = {split: sources.SOURCES["cifar10"](split, cifar10_dir) for split in sources.SPLITS}
+    assert [len(parts[split]) for split in sources.SPLITS] == [5 * IMAGES - 6, 6, IMAGES]
     together = [pair for s in ("train", "validation") for pair in zip(parts[s].labels, parts[s].images, strict=True)]
     found = {(int(y), x.tobytes()) for y, x in together}
     assert found == {(y, x.tobytes()) for y, x in official_images(cifar10_archive, "train")}
@@ -68,7 +67,7 @@ def test_cifar10_is_prepared_from_the_official_archive_with_every_pixel_and_labe
 def test_prepared_cifar10_is_read_by_the_stock_tfds(cifar10_dir):
     import tensorflow_datasets as tfds
 
-    sources.cifar10("test", cifar10_dir)
+    sources.SOURCES["cifar10"]("test", cifar10_dir)
     stock = tfds.data_source("cifar10", split="test", data_dir=cifar10_dir, download=False)
     assert len(stock) == IMAGES
     assert stock[0]["image"].shape == (32, 32, 3)
@@ -77,27 +76,26 @@ def test_prepared_cifar10_is_read_by_the_stock_tfds(cifar10_dir):
 def test_cifar10_jpeg_is_laid_out_from_its_image_files(tmp_path, monkeypatch):
     from experiments import prepare_cifar10_jpeg
 
-    monkeypatch.setattr(sources, "VALIDATION_IMAGES", 2)
     random, pixels = np.random.default_rng(0), {}
     for split, name in (("train", "airplane"), ("train", "truck"), ("test", "frog")):
         folder = tmp_path / "images" / split / name
         folder.mkdir(parents=True)
-        for n in range(3):
+        for n in range(6):
             Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{n:04d}.jpg")
             key = np.asarray(Image.open(folder / f"{n:04d}.jpg")).tobytes()
             pixels[key] = (split, name)
     line = ["prepare_cifar10_jpeg", str(tmp_path / "images"), f"--data_dir={tmp_path / 'data'}"]
     monkeypatch.setattr(sys, "argv", line)
     prepare_cifar10_jpeg.main()
-    parts = {split: sources.cifar10(split, str(tmp_path / "data")) for split in sources.SPLITS}
-    assert [len(parts[split]) for split in sources.SPLITS] == [4, 2, 3]
+    parts = {split: sources.SOURCES["cifar10"](split, str(tmp_path / "data")) for split in sources.SPLITS}
+    assert [len(parts[split]) for split in sources.SPLITS] == [11, 1, 6]
     for split, part in parts.items():
         for image, label in zip(part.images, part.labels, strict=True):
             assert pixels[image.tobytes()] == ("test" if split == "test" else "train", part.class_names[label])
 
 
 def test_order_depends_on_the_pixels_and_not_on_the_preparation(cifar10_dir, monkeypatch):
-    before = sources.cifar10("train", cifar10_dir)
+    before = sources.SOURCES["cifar10"]("train", cifar10_dir)
     whole = prepare.open_dataset
 
     class Reversed:
@@ -110,9 +108,13 @@ def test_order_depends_on_the_pixels_and_not_on_the_preparation(cifar10_dir, mon
         def __getitems__(self, keys):
             return self.dataset.__getitems__([len(self.dataset) - 1 - k for k in keys])
 
-    monkeypatch.setattr(prepare, "open_dataset", lambda *args: Reversed(whole(*args)))
+    def reversed_dataset(*args):
+        dataset, *rest = whole(*args)
+        return Reversed(dataset), *rest
+
+    monkeypatch.setattr(prepare, "open_dataset", reversed_dataset)
     sources._tfds_arrays.cache_clear()
-    after = sources.cifar10("train", cifar10_dir)
+    after = sources.SOURCES["cifar10"]("train", cifar10_dir)
     assert after.fingerprint() == before.fingerprint()
     np.testing.assert_array_equal(after.images, before.images)
 
@@ -124,11 +126,11 @@ def test_a_missing_data_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize("lost", ["cifar10-train.array_record-00000-of-00001", "dataset_info.json"])
 def test_a_half_prepared_folder_is_refused(cifar10_dir, tmp_path, lost):
-    sources.cifar10("train", cifar10_dir)
+    sources.SOURCES["cifar10"]("train", cifar10_dir)
     next(tmp_path.rglob(lost)).unlink()
     sources._tfds_arrays.cache_clear()
     with pytest.raises(InputError, match="incomplete.*delete this folder"):
-        sources.cifar10("train", cifar10_dir)
+        sources.SOURCES["cifar10"]("train", cifar10_dir)
 
 
 def test_a_copy_in_tfrecord_files_is_refused_with_a_way_out(tmp_path):

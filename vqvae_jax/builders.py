@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import optax
 
-from vqvae_jax.data import sources
+from vqvae_jax.data import images, sources
 from vqvae_jax.errors import InputError, suggest
 from vqvae_jax.models.likelihoods import LIKELIHOODS
 from vqvae_jax.models.networks import Decoder, Encoder
@@ -40,9 +40,9 @@ def check(condition: bool, message: str) -> None:
 
 # Sections that no builder takes as arguments: every key, and the lowest number it may have (None: no number).
 SECTIONS = {
-    "data": {"name": None, "data_dir": None, "batch_size": 1, "flip": None, "num_threads": 0},
+    "data": {"batch_size": 1, "flip": None, "num_threads": 0},
     "train": {"num_steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1},
-    "eval": {"batch_size": 1, "validation_images": 0, "test_images": 0, "fit_images": 0},
+    "eval": {"batch_size": 1, "validation_images": 0, "test_images": 0, "fit_images": 0, "final_fit_images": 0},
     "logging": {"tensorboard": None},
 }
 
@@ -51,8 +51,9 @@ def check_config(config: Mapping) -> None:
     """Raise InputError unless the sections that nothing is built from have their keys, and numbers in range."""
     check(config["seed"] >= 0, f"seed is {config['seed']}: it must be at least 0")
     for section, lowest in SECTIONS.items():
+        known = {*lowest, *(SOURCE_KEYS if section == "data" else ())}
         for key in config[section]:
-            check(key in lowest, f"unknown option {section}.{key}: {suggest(key, lowest)}")
+            check(key in known, f"unknown option {section}.{key}: {suggest(key, known)}")
         for key, low in lowest.items():
             check(key in config[section], f"the config lacks {section}.{key}")
             value = config[section][key]
@@ -127,10 +128,17 @@ def build_model(section: Mapping, image_shape: tuple[int, int, int]):
     return call(family, options, "model", image_shape=tuple(image_shape))
 
 
-def build_source(section: Mapping, split: str) -> sources.ArraySource:
+OPEN_KEYS = ("name", "data_dir")
+SIZE_KEYS = ("image_size", "channels", "crop_scale", "eval_crop", "min_side", "max_bad_images")
+SOURCE_KEYS = (*OPEN_KEYS, *SIZE_KEYS)
+
+
+def build_source(section: Mapping, split: str) -> images.Source:
     """Build one split ("train", "validation" or "test") of the data set that the `data` section names."""
-    source = pick(sources.SOURCES, section["name"], "dataset")
-    return source(split=split, data_dir=section["data_dir"])
+    for key in SOURCE_KEYS:
+        check(key in section, f"the config lacks data.{key}")
+    opened = pick(sources.SOURCES, section["name"], "dataset")(split, section["data_dir"])
+    return images.prepare_split(opened, **{key: section[key] for key in SIZE_KEYS})
 
 
 def _constant(learning_rate, warmup_steps, num_steps):

@@ -13,18 +13,19 @@ from rich.table import Table
 from vqvae_jax import metrics
 from vqvae_jax.api import PRIORS, Run
 from vqvae_jax.data import batches
-from vqvae_jax.data.sources import ArraySource
+from vqvae_jax.data.images import Source
 
 IMAGES_AT_ONCE = 1024
+MOST_CLASSES = 40  # that are printed; the file has all
 
 
-def _chunks(run: Run, source: ArraySource, num_images: int) -> Iterator[tuple[np.ndarray, dict]]:
+def _chunks(run: Run, source: Source, num_images: int) -> Iterator[tuple[np.ndarray, dict]]:
     for batch in batches.eval_batches(source, IMAGES_AT_ONCE, num_images):
         keep = batch["mask"]
         yield batch["label"][keep], run.measure(batch["image"][keep])
 
 
-def evaluate(run: Run, source: ArraySource, num_images: int = 0) -> dict:
+def evaluate(run: Run, source: Source, num_images: int = 0) -> dict:
     """Measure the first `num_images` (0: all) of a split; the keys are those of `evaluation.json` (see README).
 
     `bits_per_dim`, `rate` and `distortion` are bits per sub-pixel under the run's headline prior, and for every
@@ -44,7 +45,9 @@ def evaluate(run: Run, source: ArraySource, num_images: int = 0) -> dict:
         per_image[key] = metrics.nats_to_bits_per_dim(per_image[key], source.image_shape)
     per_image["rate"] = per_image[f"rate/{run.prior}"]
     per_image["bits_per_dim"] = per_image["rate"] + per_image["distortion"]
-    return _summary(run, source, per_image, np.concatenate(labels), counts)
+    result = _summary(run, source, per_image, np.concatenate(labels), counts)
+    asked = min(num_images or len(source), len(source))
+    return result | {"images_undecodable": asked - result["num_images"]}
 
 
 def _summary(run, source, per_image, labels, counts):
@@ -70,8 +73,8 @@ def _summary(run, source, per_image, labels, counts):
         "num_images_in_split": len(source),
         "dataset": source.name,
         "split": source.split,
-        "crop": "none",
-        "images_removed": 0,
+        "crop": source.crop_name,
+        "images_removed": source.images_removed,
         "likelihood": run.meta["config"]["model"]["likelihood"],
         "step": run.meta["step"],
         "standard_errors": {key: _standard_error(per_image[key]) for key in shown},
@@ -116,6 +119,8 @@ def print_table(result: dict) -> None:
     table.add_row("codebook usage", f"{100 * result['codebook_usage']:.1f} %", "")
     table.add_row(f"perplexity (at most {result['codebook_size']})", _number(result["perplexity"], 1), "")
     console.print(table)
+    if len(result["per_class"]) > MOST_CLASSES:
+        return
     classes = Table()
     classes.add_column("class")
     for column in ("images", "bits/dim", "rate", "distortion", "PSNR, dB", "SSIM"):

@@ -98,7 +98,8 @@ def report(run: api.Run, workdir: Path, split: str) -> Path:
 
 def save_reconstructions(run: api.Run, path: Path, split: str) -> None:
     """Draw the first images of the split above their reconstructions."""
-    images = builders.build_source(run.meta["config"]["data"], split).images[: NUM.value]
+    source = builders.build_source(run.meta["config"]["data"], split)
+    images = source.take(np.arange(min(NUM.value, len(source))))["image"]
     plots.save_grid(path, plots.reconstruction_rows(images, run.reconstruct(images), GRID_COLUMNS))
 
 

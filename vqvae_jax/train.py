@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from vqvae_jax import __version__, builders, checkpoint, plots, sharding
 from vqvae_jax.api import Run
@@ -22,7 +23,7 @@ from vqvae_jax.train_step import TrainState, init_state, make_train_step
 GRID_IMAGES = 8
 # What may differ when a run goes on: it changes no parameter.
 NEUTRAL = ("data.data_dir", "data.num_threads", "logging.", "eval.", "train.log_every", "train.eval_every")
-NEUTRAL += ("train.checkpoint_every",)
+NEUTRAL += ("train.checkpoint_every", "data.max_bad_images", "data.eval_crop")
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -122,6 +123,7 @@ class Loop:
             "class_names": list(source.class_names),
             "image_shape": list(source.image_shape),
             "data_fingerprint": source.fingerprint(),
+            "images_removed": source.images_removed,
             "version": __version__,
         }
 
@@ -172,7 +174,7 @@ class Loop:
         result = evaluate(run, self.validation, self.config["eval"]["validation_images"])
         keys = ("bits_per_dim", "rate", "distortion", "psnr", "ssim", "perplexity", "codebook_usage")
         writer.scalars(step, {f"eval/{key}": result[key] for key in keys if result[key] is not None})
-        images = self.validation.images[:GRID_IMAGES]
+        images = self.validation.take(np.arange(min(GRID_IMAGES, len(self.validation))))["image"]
         rows = [images, run.reconstruct(images)]
         writer.image(step, "reconstructions", plots.image_grid(rows))
 
@@ -274,6 +276,6 @@ def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
         # From here on a signal ends the program at once: all is saved, and what follows is done again.
         manager.wait_until_finished()
         print("counting codes on the training images", flush=True)
-        fitted = loop.fit()
+        fitted = loop.fit(config["eval"]["final_fit_images"])
         checkpoint.save_fitted(workdir, loop.num_steps, fitted)
         return loop.as_run(fitted)

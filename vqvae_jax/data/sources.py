@@ -1,54 +1,25 @@
 """Where images come from: one table of named data sets, each split into train, validation and test.
 
-CIFAR-10 and photos are small: they are decoded once and kept in memory. An image's place in its split depends on
-its pixels alone, so neither the way a data set was prepared nor the machine changes a run.
+Small sets are decoded once and kept in memory. An image's place in its split depends on its pixels or its name alone,
+so neither the way a data set was prepared nor the machine changes a run.
 """
 
 import hashlib
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vqvae_jax.data import prepare
+from vqvae_jax.data import prepare, records, transforms
+from vqvae_jax.data.images import MODES, ArraySource, Opened
+from vqvae_jax.data.statistics import scan
 from vqvae_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
-VALIDATION_IMAGES = 5000
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """One split in memory: `images` uint8 [N,H,W,C], `labels` int32 [N], and what the labels are called."""
-
-    name: str
-    split: str
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """[H, W, C] of every image."""
-        return tuple(self.images.shape[1:])
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Gather a batch: {"image": uint8 [B,H,W,C], "label": int32 [B]}."""
-        return {"image": self.images[indices], "label": self.labels[indices]}
-
-    def fingerprint(self) -> str:
-        """A digest of pixels and labels in their order: equal if and only if the data are."""
-        digest = hashlib.blake2b(np.ascontiguousarray(self.images).data, digest_size=8)
-        digest.update(np.ascontiguousarray(self.labels, np.int32).data)
-        return digest.hexdigest()
 
 
 def check_split(split: str) -> None:
@@ -63,33 +34,72 @@ def content_order(images: np.ndarray) -> np.ndarray:
     return np.argsort(np.array(digests), kind="stable")
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decode an image file to uint8 [H,W,3]."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+class Tfds(NamedTuple):
+    """What is to be known of a TFDS data set of images."""
+
+    channels: int
+    in_memory: bool
+    validation: int  # images of train, the first by digest; a tenth of smaller sets
+    test: str = "test"  # TFDS's name of the labelled images that are not for training
+
+
+TFDS = {
+    "cifar10": Tfds(channels=3, in_memory=True, validation=5000),
+    "fashion_mnist": Tfds(channels=1, in_memory=True, validation=5000),
+    "imagenet2012": Tfds(channels=3, in_memory=False, validation=10_000, test="validation"),
+    "imagenet_resized/32x32": Tfds(channels=3, in_memory=False, validation=10_000, test="validation"),
+    "imagenet_resized/64x64": Tfds(channels=3, in_memory=False, validation=10_000, test="validation"),
+}
+
+
+def open_tfds_split(name: str, split: str, data_dir: str | None) -> ArraySource | Opened:
+    """Open a data set of the table TFDS: in memory, or as records."""
+    check_split(split)
+    about = TFDS[name]
+    theirs = about.test if split == "test" else "train"
+
+    def part(total: int) -> slice:
+        held = min(about.validation, total // 10)
+        return {"train": slice(held, None), "validation": slice(held), "test": slice(None)}[split]
+
+    if about.in_memory:
+        images, labels, class_names = _tfds_arrays(name, theirs, data_dir)
+        return ArraySource(name, split, images[part(len(images))], labels[part(len(images))], class_names)
+    opened = records.open_tfds(name, theirs, data_dir)
+    return Opened(name, split, opened, scan(opened).keep(part(len(opened))), about.channels)
 
 
 @lru_cache(maxsize=2)
-def _tfds_arrays(name: str, split: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Decode all images of a TFDS split, in the order of their content: uint8 [N,H,W,3] and labels int32 [N]."""
-    dataset = prepare.open_dataset(name, split, data_dir)
-    records = dataset.__getitems__(list(range(len(dataset))))
+def _tfds_arrays(name: str, split: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Decode all images of a TFDS split, in the order of their content: uint8 [N,H,W,C], labels int32 [N], classes."""
+    dataset, class_names, _ = prepare.open_dataset(name, split, data_dir)
+    found = dataset.__getitems__(list(range(len(dataset))))
+    mode = MODES[TFDS[name].channels]
     with ThreadPoolExecutor() as pool:
-        images = np.stack(list(pool.map(lambda record: decode(record["image"]), records)))
+        decoded = pool.map(lambda row: transforms.to_array(transforms.decode(row["image"], mode)), found)
+        images = np.stack(list(decoded))
     order = content_order(images)
-    return images[order], np.array([record["label"] for record in records], np.int32)[order]
+    return images[order], np.array([row["label"] for row in found], np.int32)[order], class_names
 
 
-def cifar10(split: str, data_dir: str | None) -> ArraySource:
-    """CIFAR-10 through TFDS: 45,000 / 5,000 / 10,000 images of 32x32x3; validation is the first 5,000 by digest.
+def hash_share(name: str) -> float:
+    """Map a name to a number that looks uniform in [0, 1) and never changes."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
 
-    Args:
-        split: "train", "validation" or "test".
-        data_dir: TFDS folder; None means TFDS's own default. The data set is downloaded and prepared on first use.
-    """
+
+FOLDER_SHARES = {"test": (0.0, 0.1), "validation": (0.1, 0.2), "train": (0.2, 1.0)}
+
+
+def folder(split: str, data_dir: str | None) -> Opened:
+    """Any tree of images: a tenth each for test and validation, by a hash of the relative path."""
     check_split(split)
-    images, labels = _tfds_arrays("cifar10", "test" if split == "test" else "train", data_dir)
-    part = {"train": slice(VALIDATION_IMAGES, None), "validation": slice(VALIDATION_IMAGES), "test": slice(None)}[split]
-    return ArraySource("cifar10", split, images[part], labels[part], prepare.CIFAR10_CLASSES)
+    opened = records.open_folder(data_dir)
+    found = scan(opened)
+    low, high = FOLDER_SHARES[split]
+    rows = np.array([low <= hash_share(str(name)) < high for name in found.names])
+    if not rows.any():
+        raise InputError(f"{len(rows)} images in {data_dir} are too few: none falls to the {split} split")
+    return Opened("folder", split, opened, found.keep(rows), 3)
 
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle")
@@ -142,4 +152,8 @@ def photos(split: str, data_dir: str | None) -> ArraySource:
     return ArraySource("photos", split, images[order], np.array(labels, np.int32)[order], PHOTOS)
 
 
-SOURCES: dict[str, Callable[[str, str | None], ArraySource]] = {"cifar10": cifar10, "photos": photos}
+SOURCES: dict[str, Callable[[str, str | None], ArraySource | Opened]] = {
+    **{name: partial(open_tfds_split, name) for name in TFDS},
+    "folder": folder,
+    "photos": photos,
+}

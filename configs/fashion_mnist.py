@@ -1,0 +1,109 @@
+"""Fashion-MNIST, exact and lossless: 28x28x1 to 7x7 codes, so that published bits/dim apply.
+
+    python -m vqvae_jax.main --config=configs/fashion_mnist.py              256 units, 256-way softmax
+    python -m vqvae_jax.main --config=configs/fashion_mnist.py:small        128/32 units, for two cores
+    python -m vqvae_jax.main --config=configs/fashion_mnist.py:smoke        a minute on a CPU
+
+Measured: `:small`: experiments/results/fashion_mnist_small/; the large one not yet.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+VARIANTS = ("", "small", "smoke")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Give the config of one of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r} of fashion_mnist: known: {', '.join(VARIANTS[1:])}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "fashion_mnist"
+    config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's default, ~/tensorflow_datasets
+    config.data.image_size = config_dict.placeholder(int)  # None: as the images are; or the side that crops get, pixels
+    config.data.channels = config_dict.placeholder(int)  # None: as the data set has them
+    config.data.crop_scale = (0.2, 1.0)  # share of the area that a training crop takes
+    config.data.eval_crop = "centre"  # or "random": as in training, but always the same for an image
+    config.data.min_side = 28  # pixels; smaller images are left out
+    config.data.max_bad_images = 10  # files that can't be decoded, before training stops
+    config.data.batch_size = 128  # images, over all devices
+    config.data.flip = False  # mirror every second training image
+    config.data.num_threads = 2  # that make batches ahead
+
+    config.model = ml_collections.ConfigDict()
+    config.model.family = "vqvae"
+    config.model.likelihood = "softmax"
+    config.model.hidden = 256  # channels
+    config.model.residual_units = 256  # channels inside a residual block
+    config.model.residual_blocks = 2
+    config.model.downsamplings = 2  # halvings: 28x28 to 7x7
+    config.model.codebook_size = 128  # K, codes per codebook
+    config.model.num_codebooks = 4  # G, per position
+    config.model.embedding_dim = 8  # D
+    config.model.commitment_cost = 0.25  # beta of eq. (3)
+    config.model.codebook_update = "ema"  # or "gradient", eq. (3)
+    config.model.ema_decay = 0.99  # gamma, per step
+    config.model.ema_epsilon = 1e-5  # Laplace smoothing of the counts
+    config.model.revival_threshold = 0.05  # share of a uniform use, below which a code is replaced
+    config.model.pixel_mean = (0.286,)  # of pixels in 0..1
+    config.model.pixel_std = (0.353,)
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.schedule = "constant"  # or "cosine", to 0 at the last step
+    config.optimizer.warmup_steps = 0
+
+    config.train = ml_collections.ConfigDict()
+    config.train.num_steps = 100_000
+    config.train.log_every = 100  # steps
+    config.train.eval_every = 5000  # steps
+    config.train.checkpoint_every = 5000  # steps
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.batch_size = 128  # images; changes no figure
+    config.eval.validation_images = 0  # 0: all
+    config.eval.test_images = 0  # 0: all
+    config.eval.fit_images = 5000  # training images that count codes for a validation
+    config.eval.final_fit_images = 0  # and at the end; 0: all
+
+    config.logging = ml_collections.ConfigDict()
+    config.logging.tensorboard = True
+
+    return _CHANGES[variant](config)
+
+
+def _small(config):
+    config.data.batch_size = 32
+    config.model.likelihood = "logistic"
+    config.model.hidden = 128
+    config.model.residual_units = 32
+    # In short runs on validation images, few dimensions, a firm commitment and a high rate learned fastest.
+    config.model.embedding_dim = 4
+    config.model.commitment_cost = 1.0
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 200
+    config.train.num_steps = 20_000
+    config.train.log_every = 50
+    config.train.eval_every = config.train.checkpoint_every = 1000
+    config.eval.validation_images = 1024
+    config.eval.fit_images = 1024
+    return config
+
+
+def _smoke(config):
+    config.data.batch_size = 16
+    config.model.hidden = config.model.residual_units = 16
+    config.train.num_steps = 10
+    config.train.log_every = 1
+    config.train.eval_every = config.train.checkpoint_every = 5
+    config.eval.validation_images = config.eval.test_images = 64
+    config.eval.fit_images = 64
+    return config
+
+
+_CHANGES = {"": lambda config: config, "small": _small, "smoke": _smoke}

@@ -1,0 +1,366 @@
+"""Images on disk: the official ImageNet archives through the real builder, folders, small and damaged files."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqvae_jax import builders
+from vqvae_jax.data import batches, prepare, sources, statistics, transforms
+from vqvae_jax.errors import InputError
+
+SYNSETS = ("n01440764", "n01443537", "n02105855", "n01739381")
+PER_SYNSET = 6
+
+
+def picture(seed, width=50, height=40, channels=3):
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, channels), dtype=np.uint8)
+    return Image.fromarray(coarse.squeeze()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, kind="JPEG"):
+    out = io.BytesIO()
+    image.save(out, kind)
+    return out.getvalue()
+
+
+def add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory):
+    """A manual folder with both archives in the official layout; one PNG, one CMYK and one tiny file among them."""
+    folder = tmp_path_factory.mktemp("manual")
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as outer:
+        for number, synset in enumerate(SYNSETS):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as tar:
+                for n in range(PER_SYNSET):
+                    add(tar, f"{synset}_{n}.JPEG", encoded(picture(100 * number + n)))
+                if synset == "n02105855":
+                    add(tar, "n02105855_2933.JPEG", encoded(picture(900), "PNG"))
+                if synset == "n01739381":
+                    add(tar, "n01739381_1309.JPEG", encoded(picture(901).convert("CMYK")))
+                    add(tar, "n01739381_99.JPEG", encoded(picture(902, 8, 10)))
+            add(outer, f"{synset}.tar", inner.getvalue())
+    with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as tar:
+        for n in (2, 1, 3):
+            add(tar, f"ILSVRC2012_val_{n:08d}.JPEG", encoded(picture(1000 + n)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def imagenet_dir(archives, tmp_path_factory):
+    """A data folder in which the real builder has prepared those archives."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    (folder / "downloads").mkdir()
+    (folder / "downloads" / "manual").symlink_to(archives)
+    prepare.open_dataset("imagenet2012", "train", str(folder))
+    return folder
+
+
+@pytest.fixture
+def section(config, imagenet_dir):
+    return config["data"] | {"name": "imagenet2012", "data_dir": str(imagenet_dir), "image_size": 32}
+
+
+def names_and_labels(name, split, folder):
+    records = sources.records.open_tfds(name, split, str(folder))
+    return {row.name: (records.class_names[row.label], row.data) for row in records.read(np.arange(len(records)))}
+
+
+def test_imagenet_is_prepared_from_the_official_archives(imagenet_dir):
+    found = names_and_labels("imagenet2012", "train", imagenet_dir)
+    assert len(found) == len(SYNSETS) * PER_SYNSET + 3
+    for name, (label, _) in found.items():
+        assert name.startswith(label)
+    assert found["n01440764_3.JPEG"][1] == encoded(picture(3)), "a JPEG's bytes are kept"
+    for name, seed in (("n02105855_2933.JPEG", 900), ("n01739381_1309.JPEG", 901)):
+        image = Image.open(io.BytesIO(found[name][1]))
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        tolerance = 3 if seed == 900 else 40  # Pillow's way from CMYK knows no profiles
+        np.testing.assert_allclose(np.asarray(image, float), np.asarray(picture(seed), float), atol=tolerance)
+
+
+def test_validation_labels_follow_the_sorted_file_names(imagenet_dir):
+    import tensorflow_datasets as tfds
+
+    official = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    found = names_and_labels("imagenet2012", "validation", imagenet_dir)
+    for n in (1, 2, 3):
+        name = f"ILSVRC2012_val_{n:08d}.JPEG"
+        assert found[name] == (official[n - 1], encoded(picture(1000 + n)))
+
+
+def test_prepared_imagenet_is_read_by_the_stock_tfds(imagenet_dir):
+    import tensorflow_datasets as tfds
+
+    stock = tfds.data_source("imagenet2012", split="validation", data_dir=str(imagenet_dir), download=False)
+    assert len(stock) == 3
+    assert stock[0]["image"].shape == (40, 50, 3)
+
+
+def test_missing_archives_are_named_with_where_to_put_and_get_them(tmp_path):
+    with pytest.raises(InputError, match=r"no ILSVRC2012_img_train.tar in .*manual: register at https://image-net.org"):
+        prepare.open_dataset("imagenet2012", "train", str(tmp_path))
+
+
+def test_an_interrupted_preparation_is_begun_again(archives, imagenet_dir, tmp_path, monkeypatch):
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "manual").symlink_to(archives)
+    whole = prepare.imagenet_examples
+
+    def interrupted(*args):
+        for n, example in enumerate(whole(*args)):
+            if n == 5:
+                raise KeyboardInterrupt
+            yield example
+
+    monkeypatch.setattr(prepare, "imagenet_examples", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.open_dataset("imagenet2012", "train", str(tmp_path))
+    remnant = tmp_path / "imagenet2012" / "5.1.0.incompleteABCDEF"
+    remnant.mkdir(parents=True)  # as a kill leaves it
+    monkeypatch.setattr(prepare, "imagenet_examples", whole)
+    prepare.open_dataset("imagenet2012", "train", str(tmp_path))
+    assert not remnant.exists()
+    assert names_and_labels("imagenet2012", "train", tmp_path) == names_and_labels(
+        "imagenet2012", "train", imagenet_dir
+    )
+
+
+def test_splits_share_no_image_and_small_ones_are_left_out_and_listed(section, imagenet_dir, capsys):
+    parts = {split: builders.build_source(section, split) for split in sources.SPLITS}
+    total = len(SYNSETS) * PER_SYNSET + 3
+    assert [len(parts[split]) for split in sources.SPLITS] == [total - 2 - 1, 2, 3]
+    assert not set(parts["train"].scan.names) & set(parts["validation"].scan.names)
+    assert (parts["train"].images_removed, parts["train"].image_shape) == (1, (32, 32, 3))
+    assert "1 of 25 images left out, a side under 32" in capsys.readouterr().out
+    listed = next(imagenet_dir.rglob("scan_train_removed_below_32.txt")).read_text()
+    assert listed == "n01739381_99.JPEG 8x10\n"
+
+
+def test_the_scan_is_kept_and_made_anew_when_the_data_change(tmp_path, monkeypatch):
+    for n in range(12):
+        picture(n).save(tmp_path / f"{n}.png")
+    first = statistics.scan(sources.records.open_folder(str(tmp_path)))
+    assert set(zip(first.widths, first.heights, strict=True)) == {(50, 40)}
+    monkeypatch.setattr(statistics, "image_size", None)  # reading a header now is an error
+    again = statistics.scan(sources.records.open_folder(str(tmp_path)))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    monkeypatch.undo()
+    picture(3, 99, 77).save(tmp_path / "3.png")
+    changed = statistics.scan(sources.records.open_folder(str(tmp_path)))
+    assert (99, 77) in set(zip(changed.widths, changed.heights, strict=True))
+
+
+def test_training_crops_are_torchvisions_of_the_box_that_the_uniforms_name(section):
+    source = builders.build_source(section, "train")
+    uniforms = np.random.default_rng(0).random((3, transforms.UNIFORMS))
+    batch = source.draw(np.array([4, 0, 7]), uniforms)
+    assert batch["mask"].all()
+    for row, index in enumerate((4, 0, 7)):
+        record = source.records.read(source.scan.index[[index]])[0]
+        image = transforms.decode(record.data, "RGB")
+        box = transforms.random_box(*image.size, (0.2, 1.0), uniforms[row])
+        np.testing.assert_array_equal(batch["image"][row], np.asarray(transforms.crop_to(image, box, 32)))
+        assert source.class_names[batch["label"][row]] == record.name.split("_")[0]
+
+
+def test_evaluation_crops_are_the_same_every_time(section):
+    for eval_crop in ("centre", "random"):
+        source = builders.build_source(section | {"eval_crop": eval_crop}, "train")
+        whole = source.take(np.arange(6))["image"]
+        np.testing.assert_array_equal(source.take(np.array([4, 2]))["image"], whole[[4, 2]])
+        assert source.crop_name == eval_crop
+    centre = builders.build_source(section, "train").take(np.arange(6))["image"]
+    assert (centre != whole).any()
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 2])
+def test_batches_resume_in_the_middle_of_an_epoch(section, num_threads):
+    source = builders.build_source(section, "train")
+    whole = list(batches.train_batches(source, 4, 0, True, range(9), num_threads))  # 22 images: more than an epoch
+    rest = list(batches.train_batches(source, 4, 0, True, range(5, 9), 1))
+    for one, other in zip(whole[5:], rest, strict=True):
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+    assert len({batch["image"].tobytes() for batch in whole}) == 9
+
+
+def test_two_processes_share_a_batch_of_crops(section, monkeypatch):
+    source = builders.build_source(section, "train")
+    whole = batches.batch_at(source, 6, 0, True, 3)
+    monkeypatch.setattr(batches.jax, "process_count", lambda: 2)
+    halves = []
+    for index in range(2):
+        monkeypatch.setattr(batches.jax, "process_index", lambda index=index: index)
+        halves.append(batches.batch_at(source, 6, 0, True, 3))
+    for key in whole:
+        np.testing.assert_array_equal(np.concatenate([half[key] for half in halves]), whole[key])
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A tree of images in two classes, 40 files, two of them damaged; and other files, which do not count."""
+    for n in range(40):
+        path = tmp_path / ("cat" if n % 3 else "dog") / "more" / f"{n}.{'png' if n % 2 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(n, 40 + n, 50).save(path)
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def folder_section(config, tree, **changes):
+    return config["data"] | {"name": "folder", "data_dir": str(tree), "image_size": 16} | changes
+
+
+def test_a_folder_is_split_by_its_paths_and_labelled_by_its_sub_folders(config, tree):
+    parts = {split: builders.build_source(folder_section(config, tree), split) for split in sources.SPLITS}
+    names = [set(part.scan.names) for part in parts.values()]
+    assert sum(map(len, names)) == len(set.union(*names)) == 40
+    for split, part in parts.items():
+        low, high = sources.FOLDER_SHARES[split]
+        for name, label in zip(part.scan.names, part.scan.labels, strict=True):
+            assert low <= sources.hash_share(name) < high
+            assert name.startswith(part.class_names[label] + "/")
+    (tree / "cat" / "new.png").write_bytes((tree / "cat" / "more" / "1.png").read_bytes())
+    more = builders.build_source(folder_section(config, tree), "test")
+    assert set(parts["test"].scan.names) <= set(more.scan.names), "another file moves none"
+
+
+def damage(source, *rows):
+    for row in rows:
+        path = source.records.root / source.scan.names[row]
+        path.write_bytes(path.read_bytes()[:-60])
+
+
+def test_damaged_files_are_skipped_named_and_counted_up_to_a_number(config, tree, capsys):
+    source = builders.build_source(folder_section(config, tree, max_bad_images=2), "train")
+    before = source.take(np.arange(len(source)))
+    damage(source, 3, 5)
+    uniforms = np.random.default_rng(0).random((4, transforms.UNIFORMS))
+    batch = source.draw(np.array([2, 3, 4, 5]), uniforms)
+    instead = source.draw(np.array([2, 4, 4, 6]), uniforms)
+    np.testing.assert_array_equal(batch["image"], instead["image"])
+    assert batch["mask"].all()
+    assert set(source.bad) == {source.scan.names[3], source.scan.names[5]}
+    out = capsys.readouterr().out
+    assert f"skipped {source.scan.names[3]}, bad image 1 of at most 2: " in out
+    source.draw(np.array([3]), uniforms[:1])
+    assert capsys.readouterr().out == "", "each is named once"
+
+    taken = source.take(np.arange(len(source)))
+    assert list(np.flatnonzero(~taken["mask"])) == [3, 5]
+    np.testing.assert_array_equal(taken["image"][taken["mask"]], before["image"][taken["mask"]])
+    seen = list(batches.eval_batches(source, 8))
+    assert sum(batch["mask"].sum() for batch in seen) == len(source) - 2
+
+    damage(source, 9)
+    with pytest.raises(InputError, match=r"3 images of folder can't be decoded, the last one .*data.max_bad_images"):
+        list(batches.train_batches(source, 8, 0, False, range(9), 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": None}, "the images of folder differ in size: choose one with data.image_size"),
+        ({"min_side": 1000}, "no image of folder, train, has sides of 1000 or more: lower data.min_side"),
+        ({"channels": 2}, "data.channels is 2: known: 1"),
+        ({"eval_crop": "center"}, "unknown data.eval_crop 'center': known: centre, random"),
+        ({"crop_scale": (0.0, 1.0)}, "data.crop_scale is .*two shares"),
+        ({"data_dir": None}, "the data set 'folder' needs --data_dir=DIR"),
+        ({"data_dir": "nowhere"}, "no data folder nowhere"),
+    ],
+)
+def test_options_that_do_not_fit_the_images_are_one_clear_line(config, tree, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        builders.build_source(folder_section(config, tree, **changes), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_folder_is_named(config, tmp_path):
+    with pytest.raises(InputError, match="no images in .*known are files ending in"):
+        builders.build_source(folder_section(config, tmp_path), "train")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_one_three_and_four_channels(config, tree, channels):
+    source = builders.build_source(folder_section(config, tree, channels=channels), "train")
+    assert source.take(np.arange(2))["image"].shape == (2, 16, 16, channels)
+
+
+def test_photos_take_another_size_where_a_config_wants_one(config):
+    source = builders.build_source(config["data"] | {"image_size": 16}, "test")
+    batch = source.draw(np.arange(3), np.random.default_rng(0).random((3, transforms.UNIFORMS)))
+    assert batch["image"].shape == (3, 16, 16, 3)
+    assert source.class_names == sources.PHOTOS
+    with pytest.raises(InputError, match="data.channels is 1, the images of photos have 3"):
+        builders.build_source(config["data"] | {"channels": 1}, "test")
+
+
+def test_fashion_mnist_is_prepared_from_its_four_files(tmp_path, config, monkeypatch):
+    import gzip
+
+    import tensorflow_datasets as tfds
+
+    random, arrays = np.random.default_rng(0), {}
+    for prefix, size in (("train", 30), ("t10k", 7)):
+        arrays[prefix] = random.integers(0, 256, (size, 28, 28), np.uint8), random.integers(0, 10, size, np.uint8)
+        for array, name in zip(arrays[prefix], ("images-idx3-ubyte", "labels-idx1-ubyte"), strict=True):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (tmp_path / f"{prefix}-{name}.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", lambda self, url: tmp_path / url.rpartition("/")[2])
+    (tmp_path / "data").mkdir()
+    section = config["data"] | {"name": "fashion_mnist", "data_dir": str(tmp_path / "data")}
+    parts = {split: builders.build_source(section, split) for split in sources.SPLITS}
+    assert [len(parts[split]) for split in sources.SPLITS] == [27, 3, 7]
+    assert parts["test"].image_shape == (28, 28, 1)
+    found = {(int(y), x.tobytes()) for y, x in zip(parts["test"].labels, parts["test"].images, strict=True)}
+    assert found == {(int(y), x.tobytes()) for x, y in zip(*arrays["t10k"], strict=True)}
+    assert parts["test"].class_names[9] == "Ankle boot"
+
+
+def test_imagenet_resized_is_prepared_from_its_zipped_arrays(tmp_path, config, monkeypatch):
+    import zipfile
+
+    import tensorflow_datasets as tfds
+
+    random, arrays = np.random.default_rng(0), {}
+    for split, size in (("train", 30), ("val", 4)):
+        arrays[split] = random.integers(0, 256, (size, 3 * 32 * 32), np.uint8), random.integers(1, 1001, size)
+        out = io.BytesIO()
+        np.savez(out, data=arrays[split][0], labels=arrays[split][1])
+        with zipfile.ZipFile(tmp_path / f"Imagenet32_{split}_npz.zip", "w") as zipped:
+            zipped.writestr(f"{split}_32x32.npz", out.getvalue())
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", lambda self, url: tmp_path / url.rpartition("/")[2])
+    (tmp_path / "data").mkdir()
+    section = config["data"] | {"name": "imagenet_resized/32x32", "data_dir": str(tmp_path / "data")}
+    test = builders.build_source(section, "test")
+    assert (len(test), test.image_shape) == (4, (32, 32, 3))
+    batch = test.take(np.arange(4))
+    found = {(int(y) + 1, x.transpose(2, 0, 1).tobytes()) for y, x in zip(batch["label"], batch["image"], strict=True)}
+    assert found == {(int(y), x.tobytes()) for x, y in zip(*arrays["val"], strict=True)}
+    assert len(builders.build_source(section, "train")) == 27
+
+
+def test_a_run_on_a_folder_trains_and_is_measured(config, tree, tmp_path):
+    from vqvae_jax import train
+    from vqvae_jax.evaluate import evaluate
+
+    config["data"] = folder_section(config, tree)
+    config["train"]["num_steps"] = 2
+    run = train.train(config, tmp_path / "run")
+    source = builders.build_source(config["data"], "train")
+    damage(source, 0)
+    result = evaluate(run, source)
+    assert (result["crop"], result["images_removed"], result["images_undecodable"]) == ("centre", 0, 1)
+    assert result["num_images"] == len(source) - 1
+    assert json.dumps(result)

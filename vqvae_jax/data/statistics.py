@@ -1,0 +1,100 @@
+"""What is to be known of every image before training: its name, label and size, read once and kept beside the data."""
+
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vqvae_jax.data.records import Record, Records
+
+AT_ONCE = 256
+
+
+class Scan(NamedTuple):
+    """One row an image, in the order of the digests of their names: the same whatever the files are shuffled like.
+
+    `index` int64 [N] is the image's number in the records; `names` [N] strings; `labels`, `widths` and `heights`
+    int32 [N], the sizes being 0 where the file's header can't be read.
+    """
+
+    index: np.ndarray
+    names: np.ndarray
+    labels: np.ndarray
+    widths: np.ndarray
+    heights: np.ndarray
+
+    def keep(self, rows) -> "Scan":
+        """Keep some rows."""
+        return Scan(*(column[rows] for column in self))
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Read width and height from a file's header; 0, 0 if it has none."""
+    try:
+        return Image.open(io.BytesIO(data)).size
+    except Exception:  # Pillow raises whatever its parsers stumble over
+        return 0, 0
+
+
+def scan(records: Records, threads: int = 4) -> Scan:
+    """Look at the header of every image, in parallel; the result is kept in the file `records.cache`.npz.
+
+    It is read again as long as the data are the same; where the folder can't be written, nothing is kept.
+    """
+    path = Path(f"{records.cache}.npz")
+    fingerprint = records.fingerprint()
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["fingerprint"]) == fingerprint:
+                return Scan(*(kept[column] for column in Scan._fields))
+    found = _read_headers(records, threads)
+    temporary = path.with_suffix(".tmp.npz")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        np.savez(temporary, allow_pickle=False, fingerprint=fingerprint, **found._asdict())
+        temporary.replace(path)
+    except OSError as error:
+        print(f"the sizes of the images are not kept in {path.parent}: {error.strerror}", flush=True)
+    return found
+
+
+def _read_headers(records, threads) -> Scan:
+    def read(start: int):
+        rows = records.read(np.arange(start, min(start + AT_ONCE, len(records))))
+        return [_row(record) for record in rows]
+
+    rows = []
+    layout = "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} images [{elapsed}, {remaining} left]"
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(records), desc="reading image sizes", bar_format=layout, delay=2) as progress,
+    ):
+        for part in pool.map(read, range(0, len(records), AT_ONCE)):
+            rows += part
+            progress.update(len(part))
+    digests, names, labels, widths, heights = zip(*rows, strict=True)
+    order = np.argsort(np.array(digests), kind="stable")
+    int32 = (np.array(column, np.int32)[order] for column in (labels, widths, heights))
+    return Scan(order.astype(np.int64), np.array(names)[order], *int32)
+
+
+def _row(record: Record):
+    digest = hashlib.blake2b(record.name.encode(), digest_size=8).digest()
+    return digest, record.name, record.label, *image_size(record.data)
+
+
+def write_removed(records: Records, removed: Scan, min_side: int) -> Path | None:
+    """List the images that are left out beside the data; None where that can't be written."""
+    path = Path(f"{records.cache}_removed_below_{min_side}.txt")
+    rows = zip(removed.names, removed.widths, removed.heights, strict=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{name} {width}x{height}\n" for name, width, height in rows))
+    except OSError:
+        return None
+    return path
