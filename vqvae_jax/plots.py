@@ -12,7 +12,8 @@ MIN_SIDE = 64  # smaller images are enlarged to this, pixel by pixel, so that th
 
 
 def image_grid(rows: list[np.ndarray]) -> np.ndarray:
-    """Lay out rows of images, each uint8 [n,H,W,C] with 1 or 3 channels, on white: uint8 [h,w,3]."""
+    """Lay out rows of images, each uint8 [n,H,W,C] with 1, 3 or 4 channels, on white: uint8 [h,w,3]."""
+    rows = [_on_white(row) for row in rows]
     height, width, channels = np.max([row.shape[1:] for row in rows], axis=0)
     columns = max(len(row) for row in rows)
     canvas = np.full((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), 255, np.uint8)
@@ -21,6 +22,43 @@ def image_grid(rows: list[np.ndarray]) -> np.ndarray:
             top, left = y * (height + GAP), x * (width + GAP)
             canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     return np.repeat(canvas, 3, axis=-1) if channels == 1 else canvas
+
+
+def _on_white(row: np.ndarray) -> np.ndarray:
+    if row.shape[-1] != 4:
+        return row
+    alpha = row[..., 3:].astype(np.float32) / 255
+    return np.round(row[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def show(images, outfile: str | Path | None = None, *, columns: int = 8) -> Image.Image:
+    """Draw a grid of images for a notebook, which displays what this returns.
+
+    Args:
+        images: uint8 [H,W,C], [H,W] or floats from 0 to 1 of one size, or (image, label) pairs as `load_data` gives.
+        outfile: a PNG file to write, too.
+        columns: images in a row.
+
+    Raises:
+        InputError: there is no image, or floats lie outside 0..1.
+    """
+    found = [_as_uint8(image[0] if isinstance(image, tuple) else image) for image in images]
+    if not found:
+        raise InputError("no images to show")
+    rows = [np.stack(found[start : start + columns]) for start in range(0, len(found), columns)]
+    if outfile is not None:
+        save_grid(outfile, rows)
+    return _enlarged(rows)
+
+
+def _as_uint8(image) -> np.ndarray:
+    image = np.asarray(image)
+    image = image[..., None] if image.ndim == 2 else image
+    if image.dtype == np.uint8:
+        return image
+    if image.size and not (image.min() >= 0 and image.max() <= 1):
+        raise InputError(f"images of {image.dtype} must lie in 0..1, not {image.min():g}..{image.max():g}")
+    return np.round(255 * image).astype(np.uint8)
 
 
 def reconstruction_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> list[np.ndarray]:
@@ -33,13 +71,16 @@ def reconstruction_rows(originals: np.ndarray, reconstructions: np.ndarray, colu
 
 def save_grid(path: str | Path, rows: list[np.ndarray]) -> None:
     """Write rows of images as PNG; small images are enlarged by a whole factor."""
-    factor = max(1, -(-MIN_SIDE // rows[0].shape[1]))
-    image = Image.fromarray(image_grid(rows))
-    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"cannot write a picture to {path}: its name must end in .png")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    _enlarged(rows).save(path)
+
+
+def _enlarged(rows: list[np.ndarray]) -> Image.Image:
+    factor = max(1, -(-MIN_SIDE // rows[0].shape[1]))
+    image = Image.fromarray(image_grid(rows))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 CURVES = {  # panel title: metric stem, the axis

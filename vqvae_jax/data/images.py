@@ -204,6 +204,11 @@ class Opened(NamedTuple):
     scan: Scan
     channels: int
 
+    def is_of_one_size(self) -> bool:
+        """Tell whether all images that have a header have one width and one height."""
+        readable = self.scan.widths > 0
+        return all(len(np.unique(sides[readable])) < 2 for sides in (self.scan.widths, self.scan.heights))
+
 
 def prepare_split(
     opened: ArraySource | Opened, *, image_size, channels, crop_scale, eval_crop, min_side, max_bad_images
@@ -246,8 +251,7 @@ def prepare_split(
         raise InputError(
             f"no image of {opened.name}, {opened.split}, has sides of {min_side} or more: lower data.min_side"
         )
-    sizes = {(int(width), int(height)) for width, height in zip(kept.widths, kept.heights, strict=True)}
-    if image_size is None and len(sizes) > 1:
+    if image_size is None and not opened._replace(scan=kept).is_of_one_size():
         raise InputError(f"the images of {opened.name} differ in size: choose one with data.image_size, e.g. 128")
     crop = Crop(image_size, tuple(crop_scale), eval_crop) if image_size else None
     mode = MODES[channels or opened.channels]

@@ -112,7 +112,7 @@ def imagenet_examples(archive: Path, labels: dict[str, str], not_rgb_jpeg: froze
         labels: synset by file name for the validation images; empty for training.
         not_rgb_jpeg: the files that TFDS knows to be CMYK or PNG, which are converted.
     """
-    layout = "{desc}: {percentage:3.0f}%|{bar:20}| {postfix} [{elapsed}, {remaining} left]"
+    layout = "{desc}: {percentage:3.0f}%|{bar:20}| [{elapsed}, {remaining} left{postfix}]"
     number = 0
     with (
         open(archive, "rb") as file,

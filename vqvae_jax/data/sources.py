@@ -5,7 +5,7 @@ so neither the way a data set was prepared nor the machine changes a run.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from vqvae_jax.data import prepare, records, transforms
-from vqvae_jax.data.images import MODES, ArraySource, Opened
+from vqvae_jax.data.images import MODES, ArraySource, Opened, prepare_split
 from vqvae_jax.data.statistics import scan
-from vqvae_jax.errors import InputError
+from vqvae_jax.errors import InputError, suggest
 
 SPLITS = ("train", "validation", "test")
 
@@ -157,3 +157,54 @@ SOURCES: dict[str, Callable[[str, str | None], ArraySource | Opened]] = {
     "folder": folder,
     "photos": photos,
 }
+
+
+def load_data(
+    dataset: str,
+    transformation: Callable[[np.ndarray], object] | None = None,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    *,
+    seed: int = 0,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+) -> tuple[Iterator, Iterator]:
+    """Give two lazy generators of (image, label), of training and of test images, for notebooks.
+
+    Images are uint8 [H,W,C], or what `transformation` makes of them; labels are int. Nothing is read before the first
+    one is asked for; the order is shuffled by `seed`, and the two share no image.
+
+    Args:
+        dataset: a name of the table SOURCES.
+        transformation: applied to every image.
+        n_train: how many training images; None: all.
+        n_test: how many test images; None: all.
+        seed: of the order.
+        data_dir: where the data set lies; None: its own place.
+        image_size: the side of square crops from the middle, in pixels; None: as the images are, or 128 if they differ.
+
+    Raises:
+        InputError: the data set is unknown.
+    """
+    if dataset not in SOURCES:
+        raise InputError(f"unknown dataset {dataset!r}: {suggest(dataset, SOURCES)}")
+
+    def images(split: str, count: int | None) -> Iterator:
+        opened = SOURCES[dataset](split, data_dir)
+        size = image_size or (128 if isinstance(opened, Opened) and not opened.is_of_one_size() else None)
+        source = prepare_split(
+            opened,
+            image_size=size,
+            channels=None,
+            crop_scale=(1.0, 1.0),
+            eval_crop="centre",
+            min_side=1,
+            max_bad_images=len(opened.scan.index) if isinstance(opened, Opened) else 0,
+        )
+        for index in np.random.default_rng(seed).permutation(len(source))[:count]:
+            row = source.take(np.array([index]))
+            if row["mask"][0]:
+                image = row["image"][0]
+                yield transformation(image) if transformation else image, int(row["label"][0])
+
+    return images("train", n_train), images("test", n_test)

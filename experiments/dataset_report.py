@@ -1,0 +1,318 @@
+"""Describe a data set: counts, sizes, classes, duplicates, channel means, and what the network sees of it.
+
+    python -m experiments.dataset_report --dataset=cifar10 --data_dir=DIR --out=experiments/results/datasets/cifar10
+
+Writes `table.md`, `table.csv` and `report.json`, and as SVG and PNG: `images_per_class`, `examples`,
+`resolution_deviation`, `resolutions`. One pass over the images, in parallel; what is kept of each is a few bytes.
+"""
+
+import argparse
+import csv
+import datetime
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vqvae_jax.data import sources, transforms
+from vqvae_jax.data.images import MODES, ArraySource, Opened, prepare_split
+from vqvae_jax.errors import InputError
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of ImageNet that the founding report standardises by
+AT_ONCE = 64
+NEAR = 2  # bits of 64 in which the perceptual hashes of near duplicates may differ
+NOTES = {
+    "imagenet2012": "The founding report counts 100,000 test images and calls the validation images unlabelled. "
+    "It is the other way round: the 100,000 test images of ILSVRC 2012 have no public labels and are not used, the "
+    "50,000 validation images have labels and are the test split here.",
+}
+
+
+class Row(NamedTuple):
+    """What is kept of one image: a digest of its pixels, a perceptual hash, and means of x and x² over its pixels."""
+
+    digest: int
+    perceptual: int
+    mean: np.ndarray
+    square: np.ndarray
+
+
+class Split(NamedTuple):
+    """One split as it is on disk; `rows` has None where an image can't be decoded."""
+
+    labels: np.ndarray
+    widths: np.ndarray
+    heights: np.ndarray
+    names: np.ndarray
+    rows: list[Row | None]
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """Tell for 8x8 places whether it gets brighter to the right (dHash): near images differ in few of the 64 bits."""
+    gray = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
+    return int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes(), "big")
+
+
+def describe(pixels: np.ndarray) -> Row:
+    """Reduce uint8 [H,W,C] to a row."""
+    digest = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=8).digest()
+    unit = pixels.reshape(-1, pixels.shape[-1]) / np.float32(255)
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    means = unit.mean(0, dtype=np.float64), (unit**2).mean(0, dtype=np.float64)
+    return Row(int.from_bytes(digest, "big"), perceptual_hash(image), *means)
+
+
+def decoded(opened: ArraySource | Opened, rows: np.ndarray) -> Iterator[np.ndarray | None]:
+    """Give the pixels of some images, None where they can't be decoded."""
+    if isinstance(opened, ArraySource):
+        yield from opened.images[rows]
+        return
+    for record in opened.records.read(opened.scan.index[rows]):
+        try:
+            yield transforms.to_array(transforms.decode(record.data, MODES[opened.channels]))
+        except transforms.BadImage:
+            yield None
+
+
+def read_split(opened: ArraySource | Opened, threads: int) -> Split:
+    """Look at every image once."""
+    if isinstance(opened, ArraySource):
+        labels, (height, width, _) = opened.labels, opened.image_shape
+        widths, heights = np.full(len(labels), width), np.full(len(labels), height)
+        names = np.array([f"{opened.split}/{n}" for n in range(len(labels))])
+    else:
+        _, names, labels, widths, heights = opened.scan
+    chunks = [np.arange(n, min(n + AT_ONCE, len(labels))) for n in range(0, len(labels), AT_ONCE)]
+
+    def read(chunk):
+        return [None if pixels is None else describe(pixels) for pixels in decoded(opened, chunk)]
+
+    rows = []
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(labels), desc=opened.split, unit=" images") as progress:
+        for n in range(0, len(chunks), 4 * threads):  # so that no more than these wait in memory
+            for part in pool.map(read, chunks[n : n + 4 * threads]):
+                rows += part
+                progress.update(len(part))
+    return Split(labels, widths, heights, names, rows)
+
+
+def join(parts: list[Split]) -> Split:
+    """Put splits after each other."""
+    arrays = (np.concatenate(columns) for columns in zip(*(part[:4] for part in parts), strict=True))
+    return Split(*arrays, [row for part in parts for row in part.rows])
+
+
+def exact_duplicates(*splits: Split) -> list[list[str]]:
+    """Group the names of images with the same pixels."""
+    groups: dict[int, list[str]] = {}
+    for split in splits:
+        for name, row in zip(split.names, split.rows, strict=True):
+            if row is not None:
+                groups.setdefault(row.digest, []).append(str(name))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def near_duplicates(train: Split, test: Split) -> list[tuple[str, str, int]]:
+    """Pair test images with training images whose perceptual hashes differ in at most NEAR bits."""
+    known = [n for n, row in enumerate(train.rows) if row is not None]
+    hashes = np.array([train.rows[n].perceptual for n in known], np.uint64)  # pyright: ignore - not None
+    pairs = []
+    for name, row in zip(test.names, test.rows, strict=True):
+        if row is not None:
+            distance = np.bitwise_count(hashes ^ np.uint64(row.perceptual))
+            found = np.flatnonzero(distance <= NEAR)
+            pairs += [(str(name), str(train.names[known[n]]), int(distance[n])) for n in found]
+    return pairs
+
+
+def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel of pixels in 0..1, every image counting the same."""
+    rows = [row for row in split.rows if row is not None]
+    mean, square = np.mean([row.mean for row in rows], 0), np.mean([row.square for row in rows], 0)
+    return [round(float(x), 4) for x in mean], [round(float(x), 4) for x in np.sqrt(square - mean**2)]
+
+
+def size_range(splits: list[Split]) -> str:
+    """Smallest and largest image by area, of those with a header."""
+    widths, heights = (np.concatenate([split[n] for split in splits]) for n in (1, 2))
+    area = np.where(widths > 0, widths.astype(np.int64) * heights, -1)
+    low, high = np.where(area > 0, area, np.iinfo(np.int64).max).argmin(), area.argmax()
+    names = [f"{widths[n]}×{heights[n]}" for n in (low, high)]
+    return names[0] if names[0] == names[1] else " to ".join(names)
+
+
+def save(figure, out: Path, name: str) -> None:
+    """Write a figure as SVG and PNG."""
+    for suffix in ("svg", "png"):
+        figure.savefig(out / f"{name}.{suffix}", dpi=110)
+    plt.close(figure)
+
+
+def draw_images_per_class(train: Split, class_names: tuple[str, ...], title: str, out: Path) -> list[tuple[str, int]]:
+    """Draw Fig. 2 of the founding report; give the smallest classes."""
+    counts = np.bincount(train.labels, minlength=len(class_names))
+    order = np.argsort(counts, kind="stable")
+    present = order[counts[order] > 0]
+    smallest = [(class_names[n], int(counts[n])) for n in present[:3]]
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    few = len(present) <= 40
+    places = np.arange(len(present))
+    axis.bar(places, counts[present], width=0.8 if few else 1.0, color="C0")
+    if few:
+        axis.set_xticks(places, [class_names[n] for n in present], rotation=45, ha="right")
+    else:
+        axis.set_xlabel("class, by size")
+    text = "smallest: " + ", ".join(f"{name} {count}" for name, count in smallest)
+    if counts[present].min() == counts[present].max():
+        text = f"all {len(present)} classes have {counts[present[0]]}"
+    axis.set(ylabel="training images", title=f"{title}: images per class\n{text}")
+    save(figure, out, "images_per_class")
+    return smallest
+
+
+def draw_sizes(splits: list[Split], class_count: int, title: str, out: Path) -> None:
+    """Draw Figs. 4 and 5: how sizes deviate within classes, and how they are distributed."""
+    sides = [np.sqrt(split.widths.astype(float) * split.heights) for split in splits]
+    train, labels = sides[0], splits[0].labels
+    members = [train[(labels == n) & (train > 0)] for n in range(class_count)]
+    deviations = [np.std(side) for side in members if len(side) > 1]
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    if deviations:
+        axis.hist(deviations, bins=40, color="C0")
+        axis.set(xlabel="standard deviation of √(width · height) within a class of training images", ylabel="classes")
+    else:
+        axis.text(0.5, 0.5, "no class has two training images", ha="center", transform=axis.transAxes)
+        axis.set_axis_off()
+    axis.set_title(f"{title}: resolution deviation across classes")
+    save(figure, out, "resolution_deviation")
+    side = np.concatenate(sides)
+    side = side[side > 0]
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    axis.hist(side, bins=60 if np.ptp(side) else np.array([side[0] - 1, side[0] + 1]), color="C0")
+    axis.set(xlabel="√(width · height), pixels", ylabel="images", title=f"{title}: resolutions")
+    if np.ptp(side):
+        axis.set_yscale("log")
+    save(figure, out, "resolutions")
+
+
+def draw_examples(opened: ArraySource | Opened, title: str, size: int | None, out: Path) -> None:
+    """Draw Figs. 3 and 6: training crops standardised, as the network sees them, and back in colour."""
+    scale = (0.2, 1.0)
+    options = {"channels": None, "crop_scale": scale, "eval_crop": "random", "min_side": 32, "max_bad_images": 100}
+    if isinstance(opened, ArraySource) or opened.is_of_one_size():
+        size = None
+    source = prepare_split(opened, image_size=size, **options | {"min_side": 32 if size else 1})
+    batch = source.take(np.arange(min(32, len(source))))
+    images = batch["image"][batch["mask"]][:16]
+    mean, std = (np.array(values)[: images.shape[-1]] for values in (MEAN, STD))
+    seen = (images / 255.0 - mean) / std
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.8), layout="constrained")
+    panels = (("standardised, clipped to 0..1 for display", np.clip(seen, 0, 1)), ("back in colour", seen * std + mean))
+    for axis, (name, values) in zip(axes, panels, strict=True):
+        side = values.shape[1]
+        grid = np.ones((4 * (side + 2) - 2, 4 * (side + 2) - 2, values.shape[-1]))
+        for n, value in enumerate(values):
+            y, x = divmod(n, 4)
+            grid[y * (side + 2) : y * (side + 2) + side, x * (side + 2) : x * (side + 2) + side] = value
+        axis.imshow(np.clip(grid, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(name)
+        axis.set_axis_off()
+    crop = f"random crop of {scale[0]:g} to {scale[1]:g} of the area, ratio 1, to {size}×{size}" if size else "no crop"
+    figure.suptitle(f"{title}: {crop}\nμ = {', '.join(map(str, mean))}; σ = {', '.join(map(str, std))}", fontsize=11)
+    save(figure, out, "examples")
+
+
+def report(dataset: str, title: str, data_dir: str | None, size: int | None, out: Path, threads: int) -> dict:
+    """Make the whole report; give its figures."""
+    opened = {split: sources.SOURCES[dataset](split, data_dir) for split in sources.SPLITS}
+    splits = {split: read_split(source, threads) for split, source in opened.items()}
+    first = opened["train"]
+    class_names = first.class_names if isinstance(first, ArraySource) else first.records.class_names
+    train, test = join([splits["train"], splits["validation"]]), splits["test"]
+    both = [train, test]
+    out.mkdir(parents=True, exist_ok=True)
+    mean, std = channel_statistics(train)
+    small = sum(int(np.sum(np.minimum(split.widths, split.heights) < 32)) for split in both)
+    near = near_duplicates(train, test)
+    duplicates = exact_duplicates(*both)
+    result = {
+        "dataset": title,
+        "train_images": len(train.labels),
+        "of_which_validation": len(splits["validation"].labels),
+        "test_images": len(test.labels),
+        "classes": len(class_names),
+        "classes_with_training_images": len(np.unique(train.labels)),
+        "image_size": size_range(both),
+        "images_with_a_side_under_32": small,
+        "undecodable_images": sum(row is None for split in both for row in split.rows),
+        "groups_of_equal_images": len(duplicates),
+        "images_in_them": sum(map(len, duplicates)),
+        "near_duplicates_of_training_images_in_test": len({pair[0] for pair in near}),
+        "mean": mean,
+        "standard_deviation": std,
+        "smallest_classes": draw_images_per_class(train, class_names, title, out),
+    }
+    draw_sizes(both, len(class_names), title, out)
+    draw_examples(first, title, size, out)
+    write_tables(result, NOTES.get(dataset, ""), out)
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    result |= {
+        "examples_of_equal_images": duplicates[:10],
+        "examples_of_near_duplicates": near[:10],
+        "near_means_at_most_bits_of_64": NEAR,
+        "command": f"python -m experiments.dataset_report --dataset={dataset} --data_dir=DIR --out=DIR",
+        "commit": head.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+    }
+    (out / "report.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def write_tables(result: dict, note: str, out: Path) -> None:
+    """Write Table 1 as CSV and Markdown, and below it what was checked."""
+    columns = {"Dataset": "dataset", "train images": "train_images", "test images": "test_images"}
+    columns |= {"classes": "classes", "image size": "image_size"}
+    values = [f"{result[key]:,}" if isinstance(result[key], int) else result[key] for key in columns.values()]
+    with open(out / "table.csv", "w", newline="") as file:
+        csv.writer(file).writerows([list(columns), [result[key] for key in columns.values()]])
+    checked = {key: result[key] for key in list(result)[2:-1] if key not in columns.values()}
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", f"| {' | '.join(values)} |", ""]
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in checked.items()]
+    (out / "table.md").write_text("\n".join([*lines, *(["", note] if note else [])]) + "\n")
+
+
+def main():
+    """Run the report."""
+    parser = argparse.ArgumentParser(description="Describe a data set.")
+    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(sources.SOURCES)}")
+    parser.add_argument("--title", help="what to call it; default: its name")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--image_size", type=int, default=128, help="of the examples, where sizes differ")
+    parser.add_argument("--threads", type=int, default=4)
+    arguments = parser.parse_args()
+    if arguments.dataset not in sources.SOURCES:
+        parser.error(f"unknown dataset {arguments.dataset!r}: known: {', '.join(sources.SOURCES)}")
+    title = arguments.title or arguments.dataset
+    try:
+        result = report(
+            arguments.dataset, title, arguments.data_dir, arguments.image_size, arguments.out, arguments.threads
+        )
+    except InputError as error:
+        parser.error(str(error))
+    print(json.dumps(result, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
