@@ -87,7 +87,7 @@ def _small(config):
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 200
-    config.train.num_steps = 20_000
+    config.train.num_steps = 12_000
     config.train.log_every = 50
     config.train.eval_every = config.train.checkpoint_every = 1000
     config.eval.validation_images = 1024

@@ -1,0 +1,187 @@
+"""Time 128x128 training crops from JPEG files: ours, torchvision's in a DataLoader, and the obvious Pillow loop.
+
+    python -m venv PEERS && PEERS/bin/pip install -r experiments/benchmarks/requirements-peers.txt
+    python -m experiments.benchmarks.input_pipeline --peer=PEERS/bin/python [--images=DIR] [--out=FILE]
+
+One run, the same files, all kinds in turn, medians over rounds. `limit` is decoding, cropping and resizing files that
+are in memory already, in as many threads as there are cores, with nothing around it. Without --images, 300 JPEG files
+are made of photographs in scikit-image. The last line is one JSON object; exit status 1 below the goal of 1.2.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vqvae_jax.data import batches, records, transforms
+from vqvae_jax.data.images import Opened, prepare_split
+from vqvae_jax.data.statistics import scan
+
+GOAL, BATCH, SCALE = 1.2, 64, (0.2, 1.0)
+
+
+def make_images(folder: Path, count: int = 300) -> None:
+    """Cut JPEG files of ImageNet's usual size, 500x375 at quality 90, from photographs."""
+    import skimage
+
+    random, data = np.random.default_rng(0), Path(skimage.__file__).parent / "data"
+    photographs = [
+        Image.open(data / name).convert("RGB") for name in ("astronaut.png", "rocket.jpg", "motorcycle_left.png")
+    ]
+    for n in range(count):
+        image = photographs[n % len(photographs)]
+        box = transforms.random_box(*image.size, (0.5, 1.0), random.random(transforms.UNIFORMS))
+        image.crop(box).resize((500, 375), Image.Resampling.BILINEAR).save(folder / f"{n:04d}.jpg", quality=90)
+
+
+def our_source(folder: Path):
+    """Open the folder as any folder of images."""
+    opened = records.open_folder(str(folder))
+    options = {"channels": None, "crop_scale": SCALE, "eval_crop": "centre", "min_side": 1, "max_bad_images": 0}
+    return prepare_split(Opened("folder", "train", opened, scan(opened), 3), image_size=128, **options)
+
+
+def ours(source, threads: int, num_batches: int) -> float:
+    """Images per second after the first batch."""
+    made = batches.train_batches(source, BATCH, 0, False, range(num_batches), threads)
+    next(made)
+    start = time.perf_counter()
+    count = sum(len(batch["image"]) for batch in made)
+    return count / (time.perf_counter() - start)
+
+
+def pillow_loop(folder: Path, num_batches: int) -> float:
+    """Open, convert, crop, resize, stack, in one thread: what one writes first."""
+    paths, random = sorted(folder.glob("*.jpg")), np.random.default_rng(0)
+    count, start = BATCH * (num_batches // 2), time.perf_counter()
+    for first in range(0, count, BATCH):
+        rows = []
+        for n in range(first, first + BATCH):
+            image = Image.open(paths[n % len(paths)]).convert("RGB")
+            box = transforms.random_box(*image.size, SCALE, random.random(transforms.UNIFORMS))
+            rows.append(np.asarray(image.crop(box).resize((128, 128), Image.Resampling.BILINEAR)))
+        np.stack(rows)
+    return count / (time.perf_counter() - start)
+
+
+def limit(folder: Path, num_batches: int) -> float:
+    """Decode, crop and resize alone, from memory, in as many threads as there are cores."""
+    files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+    uniforms = np.random.default_rng(0).random((BATCH * num_batches, transforms.UNIFORMS))
+
+    def one(n: int):
+        image = transforms.decode(files[n % len(files)], "RGB")
+        transforms.crop_to(image, transforms.random_box(*image.size, SCALE, uniforms[n]), 128)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        start = time.perf_counter()
+        list(pool.map(one, range(len(uniforms)), chunksize=BATCH))
+        return len(uniforms) / (time.perf_counter() - start)
+
+
+class Peer:
+    """torchvision in its own environment, asked line by line."""
+
+    def __init__(self, python: str, folder: Path, num_batches: int):
+        program = Path(__file__).with_name("torchvision_loader.py")
+        line = [python, str(program), str(folder), str(BATCH), str(num_batches)]
+        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, workers: int) -> dict:
+        """Measure one pass with so many workers."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({"workers": workers}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def own_mb() -> int:
+    """Memory of this process in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def main():
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Time training crops from JPEG files.")
+    parser.add_argument("--peer", help="a Python with torch and torchvision; without it, they are left out")
+    parser.add_argument("--images", type=Path, help="a folder of .jpg files")
+    parser.add_argument("--data", default="300 JPEG files of 500x375, quality 90, cut from photographs in scikit-image")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=24, help=f"of {BATCH} images, a pass")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.images or Path(temporary)
+        if not arguments.images:
+            make_images(folder)
+        source, num = our_source(folder), arguments.batches
+        peer = Peer(arguments.peer, folder, num) if arguments.peer else None
+        times: dict[str, list[float]] = {}
+        memory: dict[str, list[int]] = {}
+
+        def add(name: str, value: float):
+            times.setdefault(name, []).append(value)
+
+        for _ in tqdm(range(arguments.rounds), desc="rounds"):
+            add("limit", limit(folder, num))
+            add("pillow_loop", pillow_loop(folder, num))
+            for workers in arguments.workers:
+                before = own_mb()
+                add(f"ours_{workers}", ours(source, workers, num))
+                memory.setdefault(f"ours_{workers}_process_growth", []).append(own_mb() - before)
+                if peer:
+                    answer = peer.ask(workers)
+                    add(f"torchvision_{workers}", answer["images_per_second"])
+                    memory[f"torchvision_{workers}_each_worker"] = answer["worker_mb"]
+    median = {name: round(statistics.median(values), 1) for name, values in times.items()}
+    best = {
+        kind: max((v, k) for k, v in median.items() if k.startswith(kind))
+        for kind in ("ours", "torchvision")
+        if peer or kind == "ours"
+    }
+    result = {
+        "benchmark": "input_pipeline",
+        "speedup": round(best["ours"][0] / best["torchvision"][0], 2) if peer else None,
+        "speedup_over_pillow_loop": round(best["ours"][0] / median["pillow_loop"], 2),
+        "share_of_limit": round(best["ours"][0] / median["limit"], 3),
+        "best": {kind: name for kind, (_, name) in best.items()},
+        "images_per_second": median,
+        "range": {name: [round(min(v), 1), round(max(v), 1)] for name, v in times.items()},
+        "memory_mb": {
+            name: values if "worker" in name and "torch" in name else max(values) for name, values in memory.items()
+        },
+        "simplejpeg": transforms.simplejpeg is not None,
+        "data": arguments.data,
+        "command": "python -m experiments.benchmarks.input_pipeline --peer=PEERS/bin/python",
+        "rounds": arguments.rounds,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version(), "pillow": Image.__version__, "numpy": np.__version__},
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+    }
+    line = json.dumps(result)
+    if arguments.out:
+        arguments.out.write_text(line + "\n")
+    print(line)
+    return 0 if not peer or result["speedup"] >= GOAL else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
