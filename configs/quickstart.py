@@ -1,6 +1,8 @@
 """A small VQ-VAE on 32x32 crops of five photographs: the whole way in under 5 minutes on two CPU cores.
 
 python -m vqvae_jax.main --config=configs/quickstart.py            (:smoke ends in a minute)
+
+Measured: about 5.1 bits/dim on the test crops, experiments/results/quickstart/.
 """
 
 import ml_collections
@@ -38,8 +40,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.downsamplings = 2  # halvings: 32x32 to 8x8
     config.model.codebook_size = 128  # K, codes per codebook
     config.model.num_codebooks = 4  # G, per position
-    config.model.embedding_dim = 16  # D
-    config.model.commitment_cost = 0.25  # beta of eq. (3)
+    config.model.embedding_dim = 4  # D
+    config.model.commitment_cost = 1.0  # beta of eq. (3)
     config.model.codebook_update = "ema"  # or "gradient", eq. (3)
     config.model.ema_decay = 0.99  # gamma, per step
     config.model.ema_epsilon = 1e-5  # Laplace smoothing of the counts
@@ -49,12 +51,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"  # to 0 at the last step; or "constant"
     config.optimizer.warmup_steps = 50
 
     config.train = ml_collections.ConfigDict()
-    config.train.num_steps = 1000
+    config.train.num_steps = 1500
     config.train.log_every = 20  # steps
     config.train.eval_every = 250  # steps
     config.train.checkpoint_every = 250  # steps
