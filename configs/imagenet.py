@@ -77,8 +77,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "smoke":
         config.data.name = "photos"
         config.data.image_size = 32
+        config.data.min_side = 1
         config.data.batch_size = 16
         config.model.hidden = config.model.residual_units = 16
+        config.model.pixel_mean, config.model.pixel_std = (0.45,), (0.25,)  # for any number of channels
         config.train.num_steps = 20
         config.train.log_every = 5
         config.train.eval_every = config.train.checkpoint_every = 10

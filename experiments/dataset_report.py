@@ -32,6 +32,9 @@ from matplotlib import pyplot as plt
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of ImageNet that the founding report standardises by
 AT_ONCE = 64
 NEAR = 2  # bits of 64 in which the perceptual hashes of near duplicates may differ
+NEAR_LEVELS = 8  # of 255, by which their 9x8 thumbnails may differ in the mean
+MANY = 10_000  # images, from which on a histogram's axis is logarithmic
+FLAT = 32  # levels between the darkest and the brightest place of a thumbnail; flatter images are all alike
 NOTES = {
     "imagenet2012": "The founding report counts 100,000 test images and calls the validation images unlabelled. "
     "It is the other way round: the 100,000 test images of ILSVRC 2012 have no public labels and are not used, the "
@@ -39,38 +42,33 @@ NOTES = {
 }
 
 
-class Row(NamedTuple):
-    """What is kept of one image: a digest of its pixels, a perceptual hash, and means of x and x² over its pixels."""
-
-    digest: int
-    perceptual: int
-    mean: np.ndarray
-    square: np.ndarray
-
-
 class Split(NamedTuple):
-    """One split as it is on disk; `rows` has None where an image can't be decoded."""
+    """One split as it is on disk, an image a row; what follows `names` is 0 where an image can't be decoded."""
 
     labels: np.ndarray
     widths: np.ndarray
     heights: np.ndarray
     names: np.ndarray
-    rows: list[Row | None]
+    decodable: np.ndarray  # bool
+    digests: np.ndarray  # uint64, of the pixels
+    hashes: np.ndarray  # uint64, perceptual
+    thumbnails: np.ndarray  # uint8 [N,8,9], gray
+    means: np.ndarray  # [N,C] of pixels in 0..1, over the image
+    squares: np.ndarray  # [N,C], of their squares
 
 
-def perceptual_hash(image: Image.Image) -> int:
-    """Tell for 8x8 places whether it gets brighter to the right (dHash): near images differ in few of the 64 bits."""
-    gray = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
-    return int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes(), "big")
-
-
-def describe(pixels: np.ndarray) -> Row:
-    """Reduce uint8 [H,W,C] to a row."""
+def describe(pixels: np.ndarray | None, channels: int) -> tuple:
+    """Reduce uint8 [H,W,C] to a row of the last six columns; None to zeros."""
+    if pixels is None:
+        return False, 0, 0, np.zeros((8, 9), np.uint8), np.zeros(channels), np.zeros(channels)
     digest = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=8).digest()
-    unit = pixels.reshape(-1, pixels.shape[-1]) / np.float32(255)
-    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-    means = unit.mean(0, dtype=np.float64), (unit**2).mean(0, dtype=np.float64)
-    return Row(int.from_bytes(digest, "big"), perceptual_hash(image), *means)
+    unit = pixels.reshape(-1, channels) / np.float32(255)
+    image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    thumbnail = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
+    # Whether it gets brighter to the right at 8x8 places (dHash): near images differ in few of the 64 bits.
+    perceptual = np.packbits(thumbnail[:, 1:] > thumbnail[:, :-1]).tobytes()
+    numbers = (int.from_bytes(part, "big") for part in (digest, perceptual))
+    return True, *numbers, thumbnail, unit.mean(0, dtype=np.float64), (unit**2).mean(0, dtype=np.float64)
 
 
 def decoded(opened: ArraySource | Opened, rows: np.ndarray) -> Iterator[np.ndarray | None]:
@@ -88,65 +86,66 @@ def decoded(opened: ArraySource | Opened, rows: np.ndarray) -> Iterator[np.ndarr
 def read_split(opened: ArraySource | Opened, threads: int) -> Split:
     """Look at every image once."""
     if isinstance(opened, ArraySource):
-        labels, (height, width, _) = opened.labels, opened.image_shape
+        labels, (height, width, channels) = opened.labels, opened.image_shape
         widths, heights = np.full(len(labels), width), np.full(len(labels), height)
         names = np.array([f"{opened.split}/{n}" for n in range(len(labels))])
     else:
-        _, names, labels, widths, heights = opened.scan
+        _, names, labels, widths, heights, _ = opened.scan
+        channels = opened.channels
     chunks = [np.arange(n, min(n + AT_ONCE, len(labels))) for n in range(0, len(labels), AT_ONCE)]
 
     def read(chunk):
-        return [None if pixels is None else describe(pixels) for pixels in decoded(opened, chunk)]
+        columns = zip(*(describe(pixels, channels) for pixels in decoded(opened, chunk)), strict=True)
+        types = (bool, np.uint64, np.uint64, np.uint8, np.float64, np.float64)
+        return [np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)]
 
-    rows = []
+    parts = []
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(labels), desc=opened.split, unit=" images") as progress:
         for n in range(0, len(chunks), 4 * threads):  # so that no more than these wait in memory
             for part in pool.map(read, chunks[n : n + 4 * threads]):
-                rows += part
-                progress.update(len(part))
-    return Split(labels, widths, heights, names, rows)
+                parts.append(part)
+                progress.update(len(part[0]))
+    return Split(labels, widths, heights, names, *map(np.concatenate, zip(*parts, strict=True)))
 
 
-def join(parts: list[Split]) -> Split:
+def join(splits: list[Split]) -> Split:
     """Put splits after each other."""
-    arrays = (np.concatenate(columns) for columns in zip(*(part[:4] for part in parts), strict=True))
-    return Split(*arrays, [row for part in parts for row in part.rows])
+    return Split(*map(np.concatenate, zip(*splits, strict=True)))
 
 
-def exact_duplicates(*splits: Split) -> list[list[str]]:
+def exact_duplicates(splits: list[Split]) -> list[list[str]]:
     """Group the names of images with the same pixels."""
-    groups: dict[int, list[str]] = {}
-    for split in splits:
-        for name, row in zip(split.names, split.rows, strict=True):
-            if row is not None:
-                groups.setdefault(row.digest, []).append(str(name))
-    return [group for group in groups.values() if len(group) > 1]
+    everything = join(splits)
+    names, digests = everything.names[everything.decodable], everything.digests[everything.decodable]
+    order = np.argsort(digests, kind="stable")
+    groups = np.split(names[order], np.flatnonzero(np.diff(digests[order])) + 1)
+    return [sorted(map(str, group)) for group in groups if len(group) > 1]
 
 
 def near_duplicates(train: Split, test: Split) -> list[tuple[str, str, int]]:
-    """Pair test images with training images whose perceptual hashes differ in at most NEAR bits."""
-    known = [n for n, row in enumerate(train.rows) if row is not None]
-    hashes = np.array([train.rows[n].perceptual for n in known], np.uint64)  # pyright: ignore - not None
+    """Pair test images with training images of nearly the same hash and, as flat images agree in that, thumbnail."""
+    known = train.decodable & (np.ptp(train.thumbnails, axis=(1, 2)) >= FLAT)
+    hashes, thumbnails, names = train.hashes[known], train.thumbnails[known].astype(int), train.names[known]
     pairs = []
-    for name, row in zip(test.names, test.rows, strict=True):
-        if row is not None:
-            distance = np.bitwise_count(hashes ^ np.uint64(row.perceptual))
-            found = np.flatnonzero(distance <= NEAR)
-            pairs += [(str(name), str(train.names[known[n]]), int(distance[n])) for n in found]
+    for row in np.flatnonzero(test.decodable):
+        distance = np.bitwise_count(hashes ^ test.hashes[row])
+        found = np.flatnonzero(distance <= NEAR)
+        off = np.abs(thumbnails[found] - test.thumbnails[row]).mean((1, 2))
+        pairs += [(str(test.names[row]), str(names[n]), int(distance[n])) for n in found[off <= NEAR_LEVELS]]
     return pairs
 
 
 def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
     """Mean and deviation per channel of pixels in 0..1, every image counting the same."""
-    rows = [row for row in split.rows if row is not None]
-    mean, square = np.mean([row.mean for row in rows], 0), np.mean([row.square for row in rows], 0)
+    mean, square = (column[split.decodable].mean(0) for column in (split.means, split.squares))
     return [round(float(x), 4) for x in mean], [round(float(x), 4) for x in np.sqrt(square - mean**2)]
 
 
 def size_range(splits: list[Split]) -> str:
     """Smallest and largest image by area, of those with a header."""
-    widths, heights = (np.concatenate([split[n] for split in splits]) for n in (1, 2))
-    area = np.where(widths > 0, widths.astype(np.int64) * heights, -1)
+    everything = join(splits)
+    widths, heights = everything.widths.astype(np.int64), everything.heights.astype(np.int64)
+    area = np.where(widths > 0, widths * heights, -1)
     low, high = np.where(area > 0, area, np.iinfo(np.int64).max).argmin(), area.argmax()
     names = [f"{widths[n]}×{heights[n]}" for n in (low, high)]
     return names[0] if names[0] == names[1] else " to ".join(names)
@@ -188,21 +187,25 @@ def draw_sizes(splits: list[Split], class_count: int, title: str, out: Path) -> 
     members = [train[(labels == n) & (train > 0)] for n in range(class_count)]
     deviations = [np.std(side) for side in members if len(side) > 1]
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    if deviations:
+    if np.any(deviations):
         axis.hist(deviations, bins=40, color="C0")
         axis.set(xlabel="standard deviation of √(width · height) within a class of training images", ylabel="classes")
     else:
-        axis.text(0.5, 0.5, "no class has two training images", ha="center", transform=axis.transAxes)
+        why = "all images of a class are of one size" if deviations else "no class has two training images"
+        axis.text(0.5, 0.5, why, ha="center", transform=axis.transAxes)
         axis.set_axis_off()
     axis.set_title(f"{title}: resolution deviation across classes")
     save(figure, out, "resolution_deviation")
     side = np.concatenate(sides)
     side = side[side > 0]
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    axis.hist(side, bins=60 if np.ptp(side) else np.array([side[0] - 1, side[0] + 1]), color="C0")
-    axis.set(xlabel="√(width · height), pixels", ylabel="images", title=f"{title}: resolutions")
+    axis.set(title=f"{title}: resolutions")
     if np.ptp(side):
-        axis.set_yscale("log")
+        axis.hist(side, bins=60, color="C0")
+        axis.set(xlabel="√(width · height), pixels", ylabel="images", yscale="log" if len(side) > MANY else "linear")
+    else:
+        axis.text(0.5, 0.5, f"all {len(side):,} images are {size_range(splits)}", ha="center", transform=axis.transAxes)
+        axis.set_axis_off()
     save(figure, out, "resolutions")
 
 
@@ -245,7 +248,7 @@ def report(dataset: str, title: str, data_dir: str | None, size: int | None, out
     mean, std = channel_statistics(train)
     small = sum(int(np.sum(np.minimum(split.widths, split.heights) < 32)) for split in both)
     near = near_duplicates(train, test)
-    duplicates = exact_duplicates(*both)
+    duplicates = exact_duplicates(both)
     result = {
         "dataset": title,
         "train_images": len(train.labels),
@@ -255,7 +258,7 @@ def report(dataset: str, title: str, data_dir: str | None, size: int | None, out
         "classes_with_training_images": len(np.unique(train.labels)),
         "image_size": size_range(both),
         "images_with_a_side_under_32": small,
-        "undecodable_images": sum(row is None for split in both for row in split.rows),
+        "undecodable_images": sum(int(np.sum(~split.decodable)) for split in both),
         "groups_of_equal_images": len(duplicates),
         "images_in_them": sum(map(len, duplicates)),
         "near_duplicates_of_training_images_in_test": len({pair[0] for pair in near}),
@@ -311,6 +314,8 @@ def main():
         )
     except InputError as error:
         parser.error(str(error))
+    print((arguments.out / "table.md").read_text())
+    print(f"tables and figures: {arguments.out}")
     print(json.dumps(result, ensure_ascii=False))
 
 

@@ -1,5 +1,6 @@
 """The command as a user runs it: what it prints, what it writes, and one line for every mistake."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from vqvae_jax import api, main
+from vqvae_jax.data import sources
+from vqvae_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 QUICK = f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke"
@@ -95,6 +100,13 @@ def test_reconstruct_takes_the_split_or_image_files(folder):
     np.testing.assert_array_equal(shown[:36, :40], pixels)
 
 
+def test_data_of_other_classes_are_not_measured(folder, photo_dir):
+    run = api.load(folder / "runs" / "quickstart-smoke")
+    source = dataclasses.replace(sources.photos("test", photo_dir), class_names=("cat", "dog"))
+    with pytest.raises(InputError, match="the classes of photos are not those that the run was trained with"):
+        main.report(run, folder / "runs" / "quickstart-smoke", source)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -112,7 +124,10 @@ def test_reconstruct_takes_the_split_or_image_files(folder):
         (["--mode=evaluate"], "--mode=evaluate needs --workdir=RUN"),
         (["--mode=evaluate", "--workdir=nowhere"], "no run in nowhere: train first"),
         (["--mode=reconstruct", "--workdir=RUN", "--input=none.png"], "cannot read none.png"),
-        (["--mode=reconstruct", "--workdir=RUN", "--input=text.png"], "text.png is not an image"),
+        (
+            ["--mode=reconstruct", "--workdir=RUN", "--input=text.png"],
+            "text.png is not an image that can be used: its format is unknown",
+        ),
         (
             ["--mode=reconstruct", "--workdir=RUN", "--input=odd.png"],
             "images of 33x32 do not fit: sides must be multiples of 4",

@@ -125,7 +125,7 @@ def test_an_interrupted_preparation_is_begun_again(archives, imagenet_dir, tmp_p
     monkeypatch.setattr(prepare, "imagenet_examples", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare.open_dataset("imagenet2012", "train", str(tmp_path))
-    remnant = tmp_path / "imagenet2012" / "5.1.0.incompleteABCDEF"
+    remnant = tmp_path / "imagenet2012" / "incomplete.ABCDEF_5.1.0"
     remnant.mkdir(parents=True)  # as a kill leaves it
     monkeypatch.setattr(prepare, "imagenet_examples", whole)
     prepare.open_dataset("imagenet2012", "train", str(tmp_path))
@@ -135,6 +135,36 @@ def test_an_interrupted_preparation_is_begun_again(archives, imagenet_dir, tmp_p
     )
 
 
+@pytest.mark.parametrize("name", prepare.IMAGENET_FILES.values())
+@pytest.mark.parametrize("cut", ["between", "within"])
+def test_an_archive_that_was_cut_off_is_refused(archives, tmp_path, name, cut):
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    for other in prepare.IMAGENET_FILES.values():
+        (manual / other).write_bytes((archives / other).read_bytes())
+    with tarfile.open(archives / name) as tar:
+        second = tar.getmembers()[1].offset
+    data = (archives / name).read_bytes()
+    (manual / name).write_bytes(data[: second + (0 if cut == "between" else 700)])
+    with pytest.raises(InputError, match=f"{name} is cut off or damaged: download it again"):
+        prepare.open_dataset("imagenet2012", "train", str(tmp_path))
+    assert not list(tmp_path.rglob("5.1.0"))
+
+
+def test_archives_of_another_layout_are_refused(archives, tmp_path):
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    train, validation = prepare.IMAGENET_FILES.values()
+    (manual / train).symlink_to(archives / validation)
+    (manual / validation).symlink_to(archives / train)
+    with pytest.raises(InputError, match="holds ILSVRC2012_val_00000002.JPEG, not a tar per synset"):
+        prepare.open_dataset("imagenet2012", "train", str(tmp_path))
+    (manual / train).unlink()
+    (manual / train).symlink_to(archives / train)
+    with pytest.raises(InputError, match=r"holds n01440764.tar, no official name"):
+        prepare.open_dataset("imagenet2012", "train", str(tmp_path))
+
+
 def test_splits_share_no_image_and_small_ones_are_left_out_and_listed(section, imagenet_dir, capsys):
     parts = {split: builders.build_source(section, split) for split in sources.SPLITS}
     total = len(SYNSETS) * PER_SYNSET + 3
@@ -142,7 +172,7 @@ def test_splits_share_no_image_and_small_ones_are_left_out_and_listed(section, i
     assert not set(parts["train"].scan.names) & set(parts["validation"].scan.names)
     assert (parts["train"].images_removed, parts["train"].image_shape) == (1, (32, 32, 3))
     assert "1 of 25 images left out, a side under 32" in capsys.readouterr().out
-    listed = next(imagenet_dir.rglob("scan_train_removed_below_32.txt")).read_text()
+    listed = next(imagenet_dir.rglob("scan_train_train_removed_below_32.txt")).read_text()
     assert listed == "n01739381_99.JPEG 8x10\n"
 
 
@@ -158,6 +188,9 @@ def test_the_scan_is_kept_and_made_anew_when_the_data_change(tmp_path, monkeypat
     monkeypatch.undo()
     picture(3, 99, 77).save(tmp_path / "3.png")
     changed = statistics.scan(sources.records.open_folder(str(tmp_path)))
+    (tmp_path / ".vqvae_jax" / "scan.npz").write_bytes(b"PK damaged")
+    again = statistics.scan(sources.records.open_folder(str(tmp_path)))
+    np.testing.assert_array_equal(again.widths, changed.widths)
     assert (99, 77) in set(zip(changed.widths, changed.heights, strict=True))
 
 
@@ -236,6 +269,44 @@ def test_a_folder_is_split_by_its_paths_and_labelled_by_its_sub_folders(config, 
     assert set(parts["test"].scan.names) <= set(more.scan.names), "another file moves none"
 
 
+def test_a_fingerprint_tells_pixels_labels_and_training_crops_but_not_evaluations(config, tree):
+    def fingerprint(**changes):
+        return builders.build_source(folder_section(config, tree, **changes), "train").fingerprint()
+
+    first = fingerprint()
+    assert fingerprint(eval_crop="random") == first
+    assert fingerprint(crop_scale=(0.5, 1.0)) != first
+    source = builders.build_source(folder_section(config, tree), "train")
+    path = tree / source.scan.names[3]
+    picture(77, *Image.open(path).size).save(path)  # in place, of the same size
+    assert fingerprint() != first
+
+
+def test_hidden_files_and_folders_hold_no_images(config, tree):
+    count = len(sources.records.open_folder(str(tree)))
+    for name in (".thumbnails/cat/1.png", "cat/.trash/1.png", "cat/._1.png"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(0).save(tree / name)
+    assert len(sources.records.open_folder(str(tree))) == count
+
+
+def test_a_file_without_a_header_is_bad_and_not_small(config, tree, capsys):
+    source = builders.build_source(folder_section(config, tree), "train")
+    (tree / source.scan.names[2]).write_bytes(b"not an image")
+    source = builders.build_source(folder_section(config, tree, max_bad_images=1), "train")
+    assert source.images_removed == 0
+    batch = source.take(np.arange(len(source)))
+    assert list(np.flatnonzero(~batch["mask"])) == [2]
+    assert list(source.bad) == [source.scan.names[2]]
+
+
+def test_nothing_but_bad_images_stops(config, tree):
+    source = builders.build_source(folder_section(config, tree, max_bad_images=1000), "train")
+    damage(source, *range(len(source)))
+    with pytest.raises(InputError, match="not one image of folder, train, can be decoded"):
+        source.draw(np.array([3]), np.zeros((1, transforms.UNIFORMS)))
+
+
 def damage(source, *rows):
     for row in rows:
         path = source.records.root / source.scan.names[row]
@@ -276,6 +347,8 @@ def test_damaged_files_are_skipped_named_and_counted_up_to_a_number(config, tree
         ({"channels": 2}, "data.channels is 2: known: 1"),
         ({"eval_crop": "center"}, "unknown data.eval_crop 'center': known: centre, random"),
         ({"crop_scale": (0.0, 1.0)}, "data.crop_scale is .*two shares"),
+        ({"crop_scale": (0.2,)}, "data.crop_scale is .*two shares"),
+        ({"image_size": 0}, "data.image_size is 0: it must be at least 1"),
         ({"data_dir": None}, "the data set 'folder' needs --data_dir=DIR"),
         ({"data_dir": "nowhere"}, "no data folder nowhere"),
     ],

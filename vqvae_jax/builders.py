@@ -40,7 +40,7 @@ def check(condition: bool, message: str) -> None:
 
 # Sections that no builder takes as arguments: every key, and the lowest number it may have (None: no number).
 SECTIONS = {
-    "data": {"batch_size": 1, "flip": None, "num_threads": 0},
+    "data": {"batch_size": 1, "flip": None, "num_threads": 0, "min_side": 1, "max_bad_images": 0},
     "train": {"num_steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1},
     "eval": {"batch_size": 1, "validation_images": 0, "test_images": 0, "fit_images": 0, "final_fit_images": 0},
     "logging": {"tensorboard": None},
@@ -91,7 +91,8 @@ def _vqvae(
     for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
         check(
             len(values) in (1, channels),
-            f"model.{name} has {len(values)} values, the images have {channels} channels: give 1 or {channels}",
+            f"model.{name} has {len(values)} values, the images have {channels} channels: "
+            f"give {' or '.join(map(str, sorted({1, channels})))}",
         )
     factor = 2**downsamplings
     check(

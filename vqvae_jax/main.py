@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
-from PIL import Image, UnidentifiedImageError
 
 from vqvae_jax import api, builders, plots
+from vqvae_jax.data import transforms
+from vqvae_jax.data.images import MODES, Source
 from vqvae_jax.errors import InputError, is_out_of_space
 from vqvae_jax.evaluate import evaluate, print_table
 from vqvae_jax.metric_writer import read_record, write_json
@@ -47,8 +48,9 @@ def run_train() -> None:
     workdir = Path(WORKDIR.value or default_workdir())
     print(f"run folder: {workdir}   device: {jax.devices()[0].device_kind} x {jax.device_count()}", flush=True)
     run = train(config, workdir, resume=RESUME.value == "auto")
-    report(run, workdir, "test")
-    save_reconstructions(run, workdir / "figures" / "reconstructions.png", "test")
+    source = builders.build_source(run.meta["config"]["data"], "test")
+    report(run, workdir, source)
+    save_reconstructions(run, workdir / "figures" / "reconstructions.png", source)
     title = f"{run.meta['config']['data']['name']}, {run.meta['step']} steps"
     plots.save_curves(workdir / "figures" / "curves.png", read_record(workdir), title)
     print(f"figures:     {workdir}/figures/curves.png, {workdir}/figures/reconstructions.png")
@@ -60,7 +62,8 @@ def run_train() -> None:
 def run_evaluate() -> None:
     """Measure a split with the newest checkpoint; other splits than test get a file of their own."""
     workdir = existing_workdir()
-    path = report(api.load(workdir, DATA_DIR.value), workdir, SPLIT.value)
+    run = api.load(workdir, DATA_DIR.value)
+    path = report(run, workdir, builders.build_source(run.meta["config"]["data"], SPLIT.value))
     print(f"table:       {path}")
 
 
@@ -75,7 +78,7 @@ def run_reconstruct() -> None:
         rows = [np.stack(row) for row in zip(*columns, strict=True)] if columns else [x for pair in pairs for x in pair]
         plots.save_grid(path, rows)
     else:
-        save_reconstructions(run, path, SPLIT.value)
+        save_reconstructions(run, path, builders.build_source(run.meta["config"]["data"], SPLIT.value))
     print(f"originals above reconstructions: {path}")
 
 
@@ -86,35 +89,37 @@ def _one_size(pairs) -> bool:
 COMMANDS: dict[str, Callable[[], None]] = {"train": run_train, "evaluate": run_evaluate, "reconstruct": run_reconstruct}
 
 
-def report(run: api.Run, workdir: Path, split: str) -> Path:
+def report(run: api.Run, workdir: Path, source: Source) -> Path:
     """Evaluate, print the table, and write it to `evaluation.json`, or `evaluation_SPLIT.json` if not of the test."""
-    source = builders.build_source(run.meta["config"]["data"], split)
+    if list(source.class_names) != run.meta["class_names"]:
+        raise InputError(
+            f"the classes of {source.name} are not those that the run was trained with: name its data with --data_dir"
+        )
     result = evaluate(run, source, run.meta["config"]["eval"]["test_images"])
-    path = workdir / ("evaluation.json" if split == "test" else f"evaluation_{split}.json")
+    path = workdir / ("evaluation.json" if source.split == "test" else f"evaluation_{source.split}.json")
     write_json(path, result)
     print_table(result)
     return path
 
 
-def save_reconstructions(run: api.Run, path: Path, split: str) -> None:
+def save_reconstructions(run: api.Run, path: Path, source: Source) -> None:
     """Draw the first images of the split above their reconstructions."""
-    source = builders.build_source(run.meta["config"]["data"], split)
-    images = source.take(np.arange(min(NUM.value, len(source))))["image"]
+    batch = source.take(np.arange(min(NUM.value, len(source))))
+    images = batch["image"][batch["mask"]]
     plots.save_grid(path, plots.reconstruction_rows(images, run.reconstruct(images), GRID_COLUMNS))
 
 
 def read_image(run: api.Run) -> Callable[[str], np.ndarray]:
     """Give a reader of image files with the run's number of channels: path to uint8 [1,H,W,C]."""
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[run.meta["image_shape"][2]]
+    mode = MODES[run.meta["image_shape"][2]]
 
     def read(path: str) -> np.ndarray:
         try:
-            image = np.asarray(Image.open(path).convert(mode))
-        except UnidentifiedImageError as error:
-            raise InputError(f"{path} is not an image that Pillow can read") from error
+            return transforms.to_array(transforms.decode(Path(path).read_bytes(), mode))[None]
+        except transforms.BadImage as error:
+            raise InputError(f"{path} is not an image that can be used: {error}") from error
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-        return image.reshape(1, *image.shape[:2], -1)
 
     return read
 

@@ -22,8 +22,9 @@ from vqvae_jax.train_step import TrainState, init_state, make_train_step
 
 GRID_IMAGES = 8
 # What may differ when a run goes on: it changes no parameter.
-NEUTRAL = ("data.data_dir", "data.num_threads", "logging.", "eval.", "train.log_every", "train.eval_every")
-NEUTRAL += ("train.checkpoint_every", "data.max_bad_images", "data.eval_crop")
+NEUTRAL = ("data.data_dir", "data.num_threads", "data.max_bad_images", "data.eval_crop", "logging.")
+NEUTRAL += ("train.log_every", "train.eval_every", "train.checkpoint_every")
+NEUTRAL += ("eval.batch_size", "eval.validation_images", "eval.test_images", "eval.fit_images")
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -173,10 +174,14 @@ class Loop:
         run = self.as_run(self.fit(self.config["eval"]["fit_images"]))
         result = evaluate(run, self.validation, self.config["eval"]["validation_images"])
         keys = ("bits_per_dim", "rate", "distortion", "psnr", "ssim", "perplexity", "codebook_usage")
-        writer.scalars(step, {f"eval/{key}": result[key] for key in keys if result[key] is not None})
-        images = self.validation.take(np.arange(min(GRID_IMAGES, len(self.validation))))["image"]
-        rows = [images, run.reconstruct(images)]
-        writer.image(step, "reconstructions", plots.image_grid(rows))
+        values = {f"eval/{key}": result[key] for key in keys if result[key] is not None}
+        # `bad` counts since this process began.
+        about = {"data/images_removed": self.source.images_removed, "data/bad_images": len(self.source.bad)}
+        writer.scalars(step, values | about)
+        images = self.validation.take(np.arange(min(GRID_IMAGES, len(self.validation))))
+        images = images["image"][images["mask"]]
+        if len(images):
+            writer.image(step, "reconstructions", plots.image_grid([images, run.reconstruct(images)]))
 
     def run(self, manager, writer: MetricWriter, received: list) -> None:
         """Train to the last step, saving it and others; raises `Stopped` after saving if a signal was received."""

@@ -3,7 +3,6 @@
 import hashlib
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,6 +34,9 @@ class Source(Protocol):
     @property
     def images_removed(self) -> int: ...
 
+    @property
+    def bad(self) -> dict[str, str]: ...
+
     def __len__(self) -> int: ...
 
     @property
@@ -60,6 +62,7 @@ class ArraySource:
     labels: np.ndarray
     class_names: tuple[str, ...]
     images_removed: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,7 +128,7 @@ class RecordSource:
         """[H, W, C] of every image."""
         if self.crop:
             return self.crop.size, self.crop.size, len(self.mode)
-        return int(self.scan.heights[0]), int(self.scan.widths[0]), len(self.mode)
+        return int(self.scan.heights.max()), int(self.scan.widths.max()), len(self.mode)
 
     @property
     def crop_name(self) -> str:
@@ -140,22 +143,24 @@ class RecordSource:
         """Read a batch for training, cropped by `uniforms` [B, UNIFORMS]; the next image replaces one that is bad.
 
         Raises:
-            InputError: more than `max_bad_images` can't be decoded.
+            InputError: more than `max_bad_images` can't be decoded, or all.
         """
         images, used = [], np.array(indices)
         for row, (index, record) in enumerate(self._read(indices)):
             image = self._decode(index, record, uniforms[row])
             while image is None:
                 used[row] = (used[row] + 1) % len(self)
+                if used[row] == index:
+                    raise InputError(f"not one image of {self.name}, {self.split}, can be decoded: mend the data")
                 image = self._decode(*self._read(used[row : row + 1])[0], uniforms[row])
             images.append(image)
         return self._stack(images, used)
 
     def fingerprint(self) -> str:
-        """A digest of names, labels, sizes and crop in their order."""
-        digest = hashlib.blake2b(repr((self.mode, self.crop)).encode(), digest_size=8)
-        for column in (*self.scan.names, self.scan.labels, self.scan.widths, self.scan.heights):
-            digest.update(str(column).encode() if isinstance(column, str) else column.tobytes())
+        """A digest of files and labels in their order, and of training's crop."""
+        crop = self.crop and (self.crop.size, self.crop.scale)
+        digest = hashlib.blake2b(repr((self.mode, crop)).encode(), digest_size=8)
+        digest.update(self.scan.digests.tobytes() + self.scan.labels.tobytes())
         return digest.hexdigest()
 
     def _read(self, indices) -> list[tuple[int, Record]]:
@@ -238,16 +243,19 @@ def prepare_split(
         raise InputError(f"data.channels is {channels}: known: 1 (gray), 3 (colour), 4 (colour and alpha)")
     if eval_crop not in ("centre", "random"):
         raise InputError(f"unknown data.eval_crop {eval_crop!r}: known: centre, random")
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise InputError(f"data.crop_scale is {tuple(crop_scale)}: it must be two shares of the area, above 0, up to 1")
-    small = np.minimum(opened.scan.widths, opened.scan.heights) < min_side
+    if image_size is not None and image_size < 1:
+        raise InputError(f"data.image_size is {image_size}: it must be at least 1, or None for the images as they are")
+    short = np.minimum(opened.scan.widths, opened.scan.heights)
+    small = (short > 0) & (short < min_side)  # those without a size are found to be damaged when they are read
     if small.any():
-        listed = write_removed(opened.records, opened.scan.keep(small), min_side)
+        listed = write_removed(opened.records, opened.split, opened.scan.keep(small), min_side)
         where = f": {listed}" if listed else ""
         count = f"{small.sum()} of {len(small)} images"
         print(f"{opened.name}, {opened.split}: {count} left out, a side under {min_side}{where}", flush=True)
     kept = opened.scan.keep(~small)
-    if not len(kept.index):
+    if not kept.widths.any():
         raise InputError(
             f"no image of {opened.name}, {opened.split}, has sides of {min_side} or more: lower data.min_side"
         )
@@ -264,7 +272,7 @@ class _ArrayRecords:
     """Images in memory as records, for those who want them in another size."""
 
     source: ArraySource
-    cache: Path = Path()
+    cache: None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -283,7 +291,7 @@ class _ArrayRecords:
 def _as_opened(source: ArraySource) -> Opened:
     size, (height, width, channels) = len(source), source.image_shape
     rows = np.arange(size)
-    sides = (np.full(size, side, np.int32) for side in (width, height))
-    name = source.fingerprint()  # so that other pixels have another fingerprint, too
-    everything = Scan(rows, np.array([f"{name}/{row}" for row in rows]), source.labels, *sides)
+    widths, heights = (np.full(size, side, np.int32) for side in (width, height))
+    digests = np.full(size, int(source.fingerprint(), 16), np.uint64)  # of all images together, which will do
+    everything = Scan(rows, rows.astype(str), source.labels, widths, heights, digests)
     return Opened(source.name, source.split, _ArrayRecords(source), everything, channels)

@@ -9,6 +9,7 @@ import gzip
 import io
 import logging
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -22,6 +23,11 @@ from tqdm import tqdm
 
 from vqvae_jax.errors import InputError, is_out_of_space
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
@@ -34,6 +40,8 @@ RESIZED_FILES = {  # size: split: files
     64: {"train": ["64_train_part1_npz.zip", "64_train_part2_npz.zip"], "validation": ["64_val_npz.zip"]},
 }
 IMAGENET_FILES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
+IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000}
+TAR_END = 1024  # bytes, all zero, at the end of a tar
 
 Examples = Iterator[tuple[str, dict]]
 
@@ -86,15 +94,23 @@ def imagenet_resized_examples(archives: list[Path], size: int) -> Examples:
                         yield f"{name}{number}", {"image": png(pixels), "label": int(label) - 1}
 
 
-def _members(file, progress: tqdm | None = None) -> Iterator[tuple[str, bytes]]:
+def _members(archive: str, file, progress: tqdm | None = None) -> Iterator[tuple[str, bytes]]:
     """Stream the files of a tar: name and content."""
-    with tarfile.open(fileobj=file, mode="r|") as tar:
-        for member in tar:
-            content = tar.extractfile(member) if member.isfile() else None
-            if content is not None:
-                yield Path(member.name).name, content.read()
-            if progress is not None:
-                progress.update(file.tell() - progress.n)
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    yield Path(member.name).name, content.read()
+                if progress is not None:
+                    progress.update(file.tell() - progress.n)
+            end = tar.offset
+    except tarfile.ReadError:
+        pass
+    file.seek(end)
+    if file.read(TAR_END) != bytes(TAR_END):  # which Python's reader doesn't ask for
+        raise InputError(f"{archive} is cut off or damaged: download it again, and compare its MD5 sum with the site's")
 
 
 def _as_rgb_jpeg(data: bytes) -> bytes:
@@ -104,28 +120,46 @@ def _as_rgb_jpeg(data: bytes) -> bytes:
     return out.getvalue()
 
 
-def imagenet_examples(archive: Path, labels: dict[str, str], not_rgb_jpeg: frozenset[str]) -> Examples:
+def imagenet_train_images(archive: Path, progress: tqdm) -> Iterator[tuple[str, str, bytes]]:
+    """Stream a tar of one tar per synset: (file name, synset, file)."""
+    with open(archive, "rb") as file:
+        for outer, content in _members(archive.name, file, progress):
+            if not re.fullmatch(r"n\d{8}\.tar", outer):
+                raise InputError(f"{archive} holds {outer}, not a tar per synset: it isn't the official archive")
+            for name, data in _members(f"{outer} in {archive.name}", io.BytesIO(content)):
+                yield name, Path(outer).stem, data
+
+
+def imagenet_validation_images(archive: Path, progress: tqdm, labels: list[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Stream a tar of images: (file name, synset, file); `labels` lists the synsets by the number in the name."""
+    with open(archive, "rb") as file:
+        for name, data in _members(archive.name, file, progress):
+            number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
+            if not number or not 1 <= int(number[1]) <= len(labels):
+                raise InputError(f"{archive} holds {name}, no official name: put the official archive there")
+            yield name, labels[int(number[1]) - 1], data
+
+
+def imagenet_examples(archive: Path, read: Callable, official: int, not_rgb_jpeg: frozenset[str]) -> Examples:
     """Stream an official archive once, one synset in memory: (file name, {"image", "label", "file_name"}).
 
     Args:
-        archive: ILSVRC2012_img_train.tar, a tar of one tar per synset, or ILSVRC2012_img_val.tar, a tar of images.
-        labels: synset by file name for the validation images; empty for training.
+        archive: its file.
+        read: one of the two functions above.
+        official: how many images it should hold; fewer are said, as those who made it may have wanted.
         not_rgb_jpeg: the files that TFDS knows to be CMYK or PNG, which are converted.
     """
     layout = "{desc}: {percentage:3.0f}%|{bar:20}| [{elapsed}, {remaining} left{postfix}]"
     number = 0
-    with (
-        open(archive, "rb") as file,
-        tqdm(total=os.path.getsize(archive), desc=archive.name, bar_format=layout, mininterval=0.5) as progress,
-    ):
-        for outer, content in _members(file, progress):
-            inner = _members(io.BytesIO(content)) if outer.endswith(".tar") else [(outer, content)]
-            for name, data in inner:
-                data = _as_rgb_jpeg(data) if name in not_rgb_jpeg else data
-                yield name, {"image": data, "label": labels.get(name, Path(outer).stem), "file_name": name}
-                number += 1
-                progress.set_postfix_str(f"{number} images", refresh=False)
+    with tqdm(total=os.path.getsize(archive), desc=archive.name, bar_format=layout, mininterval=0.5) as progress:
+        for name, synset, data in read(archive, progress):
+            data = _as_rgb_jpeg(data) if name in not_rgb_jpeg else data
+            yield name, {"image": data, "label": synset, "file_name": name}
+            number += 1
+            progress.set_postfix_str(f"{number} images", refresh=False)
         progress.update(progress.total - progress.n)
+    if number != official:
+        print(f"{archive.name}: {number:,} images, not the {official:,} of ILSVRC 2012", flush=True)
 
 
 def _import_tfds():
@@ -148,8 +182,9 @@ def write_dataset(name: str, data_dir: str | None, splits: Callable) -> None:
     builder._split_generators = lambda dl_manager: splits(dl_manager, manual_dir)  # pyright: ignore - of its sub-classes
     if name == "cifar10":  # the stock code reads the names from the archive
         _label_feature(builder).names = list(CIFAR10_CLASSES)
-    for remnant in Path(builder.data_path).parent.glob("*.incomplete*"):
+    for remnant in Path(builder.data_path).parent.glob("incomplete.*"):
         shutil.rmtree(remnant, ignore_errors=True)  # of a preparation that was interrupted
+    builder._log_download_bytes = lambda: None  # "Unknown size", as nothing is registered with TFDS
     tfds.disable_progress_bar()
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
 
@@ -195,12 +230,10 @@ def _imagenet2012(dl_manager, manual_dir):
                 "download the ILSVRC 2012 archives of training and validation images and put them there"
             )
     labels = _import_tfds().core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-    with open(folder / IMAGENET_FILES["validation"], "rb") as file, tarfile.open(fileobj=file) as tar:
-        # TFDS lists the labels by sorted file name.
-        by_name = dict(zip(sorted(Path(name).name for name in tar.getnames()), labels, strict=False))
+    readers = {"train": imagenet_train_images, "validation": partial(imagenet_validation_images, labels=labels)}
     not_rgb_jpeg = frozenset(stock.CMYK_IMAGES) | frozenset(stock.PNG_IMAGES)
     return {
-        split: imagenet_examples(folder / name, {} if split == "train" else by_name, not_rgb_jpeg)
+        split: imagenet_examples(folder / name, readers[split], IMAGENET_COUNTS[split], not_rgb_jpeg)
         for split, name in IMAGENET_FILES.items()
     }
 
@@ -231,8 +264,10 @@ def open_dataset(name: str, split: str, data_dir: str | None):
     stock = _stock_builder(tfds, name, data_dir)
     folder = Path(stock.data_path)
     if not folder.is_dir():
-        print(f"preparing {name} in {folder.parent}, once", flush=True)
-        write_dataset(name, data_dir, PREPARE[name])
+        with _one_at_a_time(folder.parents[1 + name.count("/")]):
+            if not folder.is_dir():
+                print(f"preparing {name} in {folder.parent}, once", flush=True)
+                write_dataset(name, data_dir, PREPARE[name])
         stock = _stock_builder(tfds, name, data_dir)
     with _damaged(folder, name):
         if split not in stock.info.splits:
@@ -245,6 +280,16 @@ def open_dataset(name: str, split: str, data_dir: str | None):
         if len(dataset) != stock.info.splits[split].num_examples:
             raise FileNotFoundError(f"{stock.info.splits[split].num_examples - len(dataset)} images of {split}")
     return dataset, tuple(_label_feature(stock).names), folder
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path):
+    """Wait while another process prepares data here; the lock goes with the process that holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".preparing", "w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _stock_builder(tfds, name, data_dir):

@@ -1,6 +1,7 @@
 """Encoded images on disk, read by number: a TFDS data set, or a folder of image files."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -23,13 +24,13 @@ class Record(NamedTuple):
 
 @runtime_checkable
 class Records(Protocol):
-    """Encoded images by number; `class_names` of their labels, and `cache`, where what is found out can be kept."""
+    """Encoded images by number; `class_names` of their labels, and `cache`, where what is found out is kept, if so."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
-    def cache(self) -> Path: ...
+    def cache(self) -> Path | None: ...
 
     def __len__(self) -> int: ...
 
@@ -56,7 +57,8 @@ class TfdsRecords:
 
     def fingerprint(self) -> str:
         """Tell whether the files have changed: their names, sizes and times."""
-        return _digest_of_files(sorted(self.cache.parent.glob("*.array_record*")))
+        folder = self.cache.parent
+        return _digest_of_files(folder, sorted(path.name for path in folder.glob("*.array_record*")))
 
     @staticmethod
     def _name(example) -> str:
@@ -85,18 +87,18 @@ class FolderRecords:
 
     def fingerprint(self) -> str:
         """Tell whether the files have changed: their names, sizes and times."""
-        return _digest_of_files([self.root / path for path in self.paths])
+        return _digest_of_files(self.root, self.paths)
 
     def _read(self, path: str) -> Record:
         label = self.class_names.index(path.split("/")[0]) if len(self.class_names) > 1 else 0
         return Record(path, (self.root / path).read_bytes(), label)
 
 
-def _digest_of_files(paths: list[Path]) -> str:
+def _digest_of_files(root: Path, paths: Sequence[str]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        status = (root / path).stat()
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -118,9 +120,8 @@ def open_folder(data_dir: str | None) -> FolderRecords:
     if not root.is_dir():
         raise InputError(f"no data folder {root}: name the one that holds your images with --data_dir")
     found = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    paths = tuple(
-        sorted(path.as_posix() for path in found if not path.name.startswith(".") and (root / path).is_file())
-    )
+    shown = (path for path in found if not any(part.startswith(".") for part in path.parts))
+    paths = tuple(sorted(path.as_posix() for path in shown if (root / path).is_file()))
     if not paths:
         raise InputError(f"no images in {root}: known are files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
     classes = sorted({path.split("/")[0] for path in paths}) if all("/" in path for path in paths) else ["image"]

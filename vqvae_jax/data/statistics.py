@@ -1,7 +1,10 @@
 """What is to be known of every image before training: its name, label and size, read once and kept beside the data."""
 
+import contextlib
 import hashlib
 import io
+import os
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +22,7 @@ class Scan(NamedTuple):
     """One row an image, in the order of the digests of their names: the same whatever the files are shuffled like.
 
     `index` int64 [N] is the image's number in the records; `names` [N] strings; `labels`, `widths` and `heights`
-    int32 [N], the sizes being 0 where the file's header can't be read.
+    int32 [N], the sizes being 0 where the file's header can't be read; `digests` uint64 [N] of the files' bytes.
     """
 
     index: np.ndarray
@@ -27,6 +30,7 @@ class Scan(NamedTuple):
     labels: np.ndarray
     widths: np.ndarray
     heights: np.ndarray
+    digests: np.ndarray
 
     def keep(self, rows) -> "Scan":
         """Keep some rows."""
@@ -48,12 +52,15 @@ def scan(records: Records, threads: int = 4) -> Scan:
     """
     path = Path(f"{records.cache}.npz")
     fingerprint = records.fingerprint()
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["fingerprint"]) == fingerprint:
-                return Scan(*(kept[column] for column in Scan._fields))
+    # No such file, or one that is damaged or of an older version, is made anew.
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+        np.load(path, allow_pickle=False) as kept,
+    ):
+        if str(kept["fingerprint"]) == fingerprint:
+            return Scan(*(kept[column] for column in Scan._fields))
     found = _read_headers(records, threads)
-    temporary = path.with_suffix(".tmp.npz")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
     try:
         path.parent.mkdir(exist_ok=True)
         np.savez(temporary, allow_pickle=False, fingerprint=fingerprint, **found._asdict())
@@ -77,20 +84,23 @@ def _read_headers(records, threads) -> Scan:
         for part in pool.map(read, range(0, len(records), AT_ONCE)):
             rows += part
             progress.update(len(part))
-    digests, names, labels, widths, heights = zip(*rows, strict=True)
-    order = np.argsort(np.array(digests), kind="stable")
-    int32 = (np.array(column, np.int32)[order] for column in (labels, widths, heights))
-    return Scan(order.astype(np.int64), np.array(names)[order], *int32)
+    keys, names, labels, widths, heights, digests = zip(*rows, strict=True)
+    order = np.argsort(np.array(keys), kind="stable")
+    types = {"names": None, "labels": np.int32, "widths": np.int32, "heights": np.int32, "digests": np.uint64}
+    columns = zip(types, (names, labels, widths, heights, digests), strict=True)
+    return Scan(order.astype(np.int64), **{name: np.array(column, types[name])[order] for name, column in columns})
 
 
 def _row(record: Record):
-    digest = hashlib.blake2b(record.name.encode(), digest_size=8).digest()
-    return digest, record.name, record.label, *image_size(record.data)
+    key, digest = (hashlib.blake2b(part, digest_size=8).digest() for part in (record.name.encode(), record.data))
+    return key, record.name, record.label, *image_size(record.data), int.from_bytes(digest, "little")
 
 
-def write_removed(records: Records, removed: Scan, min_side: int) -> Path | None:
+def write_removed(records: Records, split: str, removed: Scan, min_side: int) -> Path | None:
     """List the images that are left out beside the data; None where that can't be written."""
-    path = Path(f"{records.cache}_removed_below_{min_side}.txt")
+    if records.cache is None:
+        return None
+    path = Path(f"{records.cache}_{split}_removed_below_{min_side}.txt")
     rows = zip(removed.names, removed.widths, removed.heights, strict=True)
     try:
         path.parent.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 try:  # The same pixels as Pillow's, and faster.
     import simplejpeg
@@ -43,6 +43,8 @@ def decode(data: bytes, mode: str) -> Image.Image:
         image.load()
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"{image.mode} has more than 8 bits a channel")
+    except UnidentifiedImageError as error:
+        raise BadImage("its format is unknown") from error
     except Exception as error:  # Pillow raises whatever its parsers stumble over
         raise BadImage(f"{type(error).__name__}: {error}") from error
     if "A" in mode or not image.has_transparency_data:
