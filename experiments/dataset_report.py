@@ -176,6 +176,7 @@ def draw_images_per_class(train: Split, class_names: tuple[str, ...], title: str
     text = "smallest: " + ", ".join(f"{name} {count}" for name, count in smallest)
     if counts[present].min() == counts[present].max():
         text = f"all {len(present)} classes have {counts[present[0]]}"
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set(ylabel="training images", title=f"{title}: images per class\n{text}")
     save(figure, out, "images_per_class")
     return smallest

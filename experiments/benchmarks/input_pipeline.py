@@ -20,6 +20,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -142,6 +143,8 @@ def main():
                 before = own_mb()
                 add(f"ours_{workers}", ours(source, workers, num))
                 memory.setdefault(f"ours_{workers}_process_growth", []).append(own_mb() - before)
+                with mock.patch.object(transforms, "simplejpeg", None):
+                    add(f"without_simplejpeg_{workers}", ours(source, workers, num))
                 if workers:
                     add(f"limit_{workers}", limit(folder, workers, num))
                 if peer:
@@ -151,12 +154,15 @@ def main():
     median = {name: round(statistics.median(values), 1) for name, values in times.items()}
     best = {
         kind: max((v, k) for k, v in median.items() if k.startswith(kind))
-        for kind in ("ours", "limit", "torchvision")
+        for kind in ("ours", "without_simplejpeg", "limit", "torchvision")
         if peer or kind != "torchvision"
     }
     result = {
         "benchmark": "input_pipeline",
         "speedup": round(best["ours"][0] / best["torchvision"][0], 2) if peer else None,
+        "speedup_without_simplejpeg": round(best["without_simplejpeg"][0] / best["torchvision"][0], 2)
+        if peer
+        else None,
         "speedup_over_pillow_loop": round(best["ours"][0] / median["pillow_loop"], 2),
         "share_of_limit": round(best["ours"][0] / best["limit"][0], 3),
         "best": {kind: name for kind, (_, name) in best.items()},
