@@ -28,6 +28,7 @@ from vqvae_jax.errors import InputError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those of ImageNet that the founding report standardises by
 AT_ONCE = 64
@@ -176,7 +177,7 @@ def draw_images_per_class(train: Split, class_names: tuple[str, ...], title: str
     text = "smallest: " + ", ".join(f"{name} {count}" for name, count in smallest)
     if counts[present].min() == counts[present].max():
         text = f"all {len(present)} classes have {counts[present[0]]}"
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(ylabel="training images", title=f"{title}: images per class\n{text}")
     save(figure, out, "images_per_class")
     return smallest
