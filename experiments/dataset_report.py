@@ -117,23 +117,29 @@ def join(splits: list[Split]) -> Split:
 
 def exact_duplicates(splits: list[Split]) -> list[list[str]]:
     """Group the names of images with the same pixels."""
-    everything = join(splits)
-    names, digests = everything.names[everything.decodable], everything.digests[everything.decodable]
+    names = np.concatenate([split.names[split.decodable] for split in splits])
+    digests = np.concatenate([split.digests[split.decodable] for split in splits])
     order = np.argsort(digests, kind="stable")
     groups = np.split(names[order], np.flatnonzero(np.diff(digests[order])) + 1)
     return [sorted(map(str, group)) for group in groups if len(group) > 1]
 
 
 def near_duplicates(train: Split, test: Split) -> list[tuple[str, str, int]]:
-    """Pair test images with training images of nearly the same hash and, as flat images agree in that, thumbnail."""
+    """Pair test images with the training image of the nearest hash that has nearly the same thumbnail, too.
+
+    Flat images agree in the hash whatever they show, so they have no near duplicates.
+    """
     known = train.decodable & (np.ptp(train.thumbnails, axis=(1, 2)) >= FLAT)
-    hashes, thumbnails, names = train.hashes[known], train.thumbnails[known].astype(int), train.names[known]
+    hashes, thumbnails, names = train.hashes[known], train.thumbnails[known], train.names[known]
     pairs = []
     for row in np.flatnonzero(test.decodable):
         distance = np.bitwise_count(hashes ^ test.hashes[row])
         found = np.flatnonzero(distance <= NEAR)
-        off = np.abs(thumbnails[found] - test.thumbnails[row]).mean((1, 2))
-        pairs += [(str(test.names[row]), str(names[n]), int(distance[n])) for n in found[off <= NEAR_LEVELS]]
+        off = np.abs(thumbnails[found].astype(int) - test.thumbnails[row]).mean((1, 2))
+        found = found[off <= NEAR_LEVELS]
+        if len(found):
+            nearest = found[distance[found].argmin()]
+            pairs.append((str(test.names[row]), str(names[nearest]), int(distance[nearest])))
     return pairs
 
 
@@ -145,8 +151,8 @@ def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
 
 def size_range(splits: list[Split]) -> str:
     """Smallest and largest image by area, of those with a header."""
-    everything = join(splits)
-    widths, heights = everything.widths.astype(np.int64), everything.heights.astype(np.int64)
+    widths = np.concatenate([split.widths for split in splits]).astype(np.int64)
+    heights = np.concatenate([split.heights for split in splits]).astype(np.int64)
     area = np.where(widths > 0, widths * heights, -1)
     low, high = np.where(area > 0, area, np.iinfo(np.int64).max).argmin(), area.argmax()
     names = [f"{widths[n]}×{heights[n]}" for n in (low, high)]
@@ -242,10 +248,11 @@ def draw_examples(opened: ArraySource | Opened, title: str, size: int | None, ou
 def report(dataset: str, title: str, data_dir: str | None, size: int | None, out: Path, threads: int) -> dict:
     """Make the whole report; give its figures."""
     opened = {split: sources.SOURCES[dataset](split, data_dir) for split in sources.SPLITS}
-    splits = {split: read_split(source, threads) for split, source in opened.items()}
+    train, validation, test = (read_split(source, threads) for source in opened.values())
+    validation_images, train = len(validation.labels), join([train, validation])
+    del validation
     first = opened["train"]
     class_names = first.class_names if isinstance(first, ArraySource) else first.records.class_names
-    train, test = join([splits["train"], splits["validation"]]), splits["test"]
     both = [train, test]
     out.mkdir(parents=True, exist_ok=True)
     mean, std = channel_statistics(train)
@@ -255,7 +262,7 @@ def report(dataset: str, title: str, data_dir: str | None, size: int | None, out
     result = {
         "dataset": title,
         "train_images": len(train.labels),
-        "of_which_validation": len(splits["validation"].labels),
+        "of_which_validation": validation_images,
         "test_images": len(test.labels),
         "classes": len(class_names),
         "classes_with_training_images": len(np.unique(train.labels)),
@@ -264,7 +271,7 @@ def report(dataset: str, title: str, data_dir: str | None, size: int | None, out
         "undecodable_images": sum(int(np.sum(~split.decodable)) for split in both),
         "groups_of_equal_images": len(duplicates),
         "images_in_them": sum(map(len, duplicates)),
-        "near_duplicates_of_training_images_in_test": len({pair[0] for pair in near}),
+        "near_duplicates_of_training_images_in_test": len(near),
         "mean": mean,
         "standard_deviation": std,
         "smallest_classes": draw_images_per_class(train, class_names, title, out),

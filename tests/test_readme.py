@@ -70,7 +70,7 @@ def test_every_number_with_a_unit_stands_in_a_result_file():
     for shown, name, keys in found:
         value = json.loads((RESULTS / name).read_text())
         for key in keys.split("."):
-            value = value[key]
+            value = value[int(key)] if isinstance(value, list) else value[key]
         digits = len(shown.partition(".")[2])
         assert f"{value:.{digits}f}" == shown, f"{name}:{keys} is {value}, the README says {shown}"
 

@@ -86,6 +86,7 @@ def _enlarged(rows: list[np.ndarray]) -> Image.Image:
 CURVES = {  # panel title: metric stem, the axis
     "negative log-likelihood bound": ("bits_per_dim", "bits/dim"),
     "distortion, −log P(x | z)": ("distortion", "bits/dim"),
+    "half the squared error": ("half_squared_error", "of pixels in −1..1"),
     "perplexity of the codebook": ("perplexity", "codes"),
 }
 
@@ -97,8 +98,10 @@ def save_curves(path: str | Path, record: list[dict], title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(12, 3.4), layout="constrained")
-    for axis, (name, (stem, unit)) in zip(axes, CURVES.items(), strict=True):
+    known = {key.rpartition("/")[2].removeprefix("batch_") for line in record for key in line}
+    panels = {name: panel for name, panel in CURVES.items() if panel[0] in known}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False)
+    for axis, (name, (stem, unit)) in zip(axes[0], panels.items(), strict=True):
         prefixes = {
             f"train/{stem}": ("training batch", "0.7"),
             f"train/batch_{stem}": ("training batch", "0.7"),

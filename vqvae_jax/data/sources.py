@@ -172,7 +172,7 @@ def load_data(
     """Give two lazy generators of (image, label), of training and of test images, for notebooks.
 
     Images are uint8 [H,W,C], or what `transformation` makes of them; labels are int. Nothing is read before the first
-    one is asked for; the order is shuffled by `seed`, and the two share no image.
+    one is asked for; the order is shuffled by `seed`, and no image is in both.
 
     Args:
         dataset: a name of the table SOURCES.

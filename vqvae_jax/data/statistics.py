@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -71,29 +72,30 @@ def scan(records: Records, threads: int = 4) -> Scan:
 
 
 def _read_headers(records, threads) -> Scan:
-    def read(start: int):
-        rows = records.read(np.arange(start, min(start + AT_ONCE, len(records))))
-        return [_row(record) for record in rows]
-
-    rows = []
+    parts = []
     layout = "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} images [{elapsed}, {remaining} left]"
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(records), desc="reading image sizes", bar_format=layout, delay=2) as progress,
     ):
-        for part in pool.map(read, range(0, len(records), AT_ONCE)):
-            rows += part
-            progress.update(len(part))
-    keys, names, labels, widths, heights, digests = zip(*rows, strict=True)
-    order = np.argsort(np.array(keys), kind="stable")
-    types = {"names": None, "labels": np.int32, "widths": np.int32, "heights": np.int32, "digests": np.uint64}
-    columns = zip(types, (names, labels, widths, heights, digests), strict=True)
-    return Scan(order.astype(np.int64), **{name: np.array(column, types[name])[order] for name, column in columns})
+        starts = range(0, len(records), AT_ONCE)
+        rows = (np.arange(start, min(start + AT_ONCE, len(records))) for start in starts)
+        for part in pool.map(lambda index: _columns(index, records.read(index)), rows):
+            parts.append(part)
+            progress.update(len(part.index))
+    everything = Scan(*map(np.concatenate, zip(*parts, strict=True)))
+    return everything.keep(np.argsort(_digests(name.encode() for name in everything.names.tolist()), kind="stable"))
 
 
-def _row(record: Record):
-    key, digest = (hashlib.blake2b(part, digest_size=8).digest() for part in (record.name.encode(), record.data))
-    return key, record.name, record.label, *image_size(record.data), int.from_bytes(digest, "little")
+def _columns(index: np.ndarray, found: list[Record]) -> Scan:
+    names, labels = np.array([record.name for record in found]), np.array([record.label for record in found], np.int32)
+    widths, heights = np.array([image_size(record.data) for record in found], np.int32).T
+    return Scan(index, names, labels, widths, heights, _digests(record.data for record in found))
+
+
+def _digests(values: Iterable[bytes]) -> np.ndarray:
+    digests = [hashlib.blake2b(value, digest_size=8).digest() for value in values]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 def write_removed(records: Records, split: str, removed: Scan, min_side: int) -> Path | None:
