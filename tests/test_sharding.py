@@ -19,9 +19,10 @@ from vqvae_jax.evaluate import evaluate
 from vqvae_jax.train_step import init_state, make_train_step
 
 config = quickstart.get_config("smoke").to_dict()
-config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
-# So that unused codes are dead at the second step already.
+config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 24, "num_codebooks": 2, "embedding_dim": 3}
+# So that the encoder moves, and codes that are left behind are dead at the second step already.
 config["model"] |= {"ema_decay": 0.3, "revival_threshold": 0.09}
+config["optimizer"] |= {"learning_rate": 1e-2, "warmup_steps": 0}
 images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
 source = ArraySource("tiny", "test", images[:11], np.zeros(11, np.int32), ("one",))
 mesh = sharding.make_mesh()
@@ -32,7 +33,7 @@ step = make_train_step(model, optimizer, 0, mesh)
 revived = 0
 for _ in range(3):
     state, metrics = step(state, sharding.put_batch({"image": images}, mesh))
-    new_code = 0.1 * 16 * 2 * 2 / 5
+    new_code = 0.1 * 16 * 2 * 2 / 24
     revived += int(np.sum(np.asarray(state.model_state.count) == np.float32(new_code)))
 run = api.Run(model, {"params": state.params, "state": state.model_state, "fitted": {}},
               {"config": config, "image_shape": [8, 8, 3], "step": 3})
