@@ -69,6 +69,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.eval.test_images = 0  # 0: all
     config.eval.fit_images = 5000  # training images that count codes for a validation
     config.eval.final_fit_images = 0  # and at the end; 0: all
+    config.eval.samples = 64  # draws of importance-weighted bounds, or codes in a VQ-VAE's sum; 0: none of these
+    config.eval.subset_images = 500  # images of the VQ-VAE's sum, and of bounds of
+    config.eval.subset_samples = 1000  # draws
 
     config.logging = ml_collections.ConfigDict()
     config.logging.tensorboard = True
@@ -103,6 +106,8 @@ def _smoke(config):
     config.train.eval_every = config.train.checkpoint_every = 5
     config.eval.validation_images = config.eval.test_images = 64
     config.eval.fit_images = 64
+    config.eval.samples = 4
+    config.eval.subset_images = 16
     return config
 
 

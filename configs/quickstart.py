@@ -67,6 +67,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.eval.test_images = 0  # 0: all
     config.eval.fit_images = 1024  # training images that count codes for a validation
     config.eval.final_fit_images = 0  # and at the end; 0: all
+    config.eval.samples = 16  # draws of importance-weighted bounds, or codes in a VQ-VAE's sum; 0: none of these
+    config.eval.subset_images = 100  # images of the VQ-VAE's sum, and of bounds of
+    config.eval.subset_samples = 1000  # draws
 
     config.logging = ml_collections.ConfigDict()
     config.logging.tensorboard = True
@@ -78,4 +81,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.train.log_every = 5
         config.eval.validation_images = config.eval.test_images = 64
         config.eval.fit_images = 64
+        config.eval.samples = 4
+        config.eval.subset_images = 16
     return config

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from vqvae_jax.models.likelihoods import LIKELIHOODS, Logistic, Softmax, SquaredError, round_to_uint8
+from vqvae_jax.errors import InputError
+from vqvae_jax.models.likelihoods import (
+    LIKELIHOODS,
+    Bernoulli,
+    Gaussian,
+    Logistic,
+    LogisticMixture,
+    Softmax,
+    SquaredError,
+    round_to_uint8,
+)
 
 LEVELS = np.arange(256, dtype=np.uint8)
 # Means on the decoder's scale: ordinary, at and between the ends' levels, and far outside 0..255.
@@ -27,11 +37,27 @@ def softmax_params():
     return logits.astype(np.float32).reshape(1, 6, 1, 256)
 
 
+def mixture_params():
+    """Params [1,N,1,15] of five components: weights, means and log scales, each from hardly to wildly different."""
+    random, rows = np.random.default_rng(0), []
+    for spread in (0.01, 1.0, 30.0, 1e3):
+        for mean in (0.0, -1.0, 1.0, 3.0, -50.0):
+            parts = random.normal(size=(3, 5)) * np.array([[spread], [min(spread, 2)], [min(spread, 8)]])
+            rows.append(parts + np.array([[0], [mean], [0]]))
+    return np.array(rows, np.float32).reshape(1, -1, 1, 15)
+
+
+GAUSSIANS = ("gaussian_global", "gaussian_channel", "gaussian_pixel")
 CASES = {
     "softmax": (Softmax(), softmax_params()),
     "logistic": (Logistic(), grid(MEANS, LOG_SCALES)),
     "squared_error": (SquaredError(), grid(MEANS, GAUSSIAN_SCALES)),
+    "logistic_mixture": (LogisticMixture(5), mixture_params()),
+    "bernoulli": (Bernoulli(), np.array([*MEANS, 88.0, -88.0], np.float32).reshape(1, -1, 1, 1)),
+    # As `complete` gives them: means, and log scales on the decoder's scale.
+    **{name: (LIKELIHOODS[name](), grid(MEANS, LOG_SCALES)) for name in GAUSSIANS},
 }
+OF_ALL_LEVELS = [name for name in CASES if name != "bernoulli"]
 
 
 def all_log_probs(likelihood, params):
@@ -66,6 +92,30 @@ def scipy_gaussian(params):
     return log_difference(stats.norm.logcdf, stats.norm.logsf, 127.5 + 127.5 * mean, scale)
 
 
+def scipy_learned_gaussian(params):
+    mean, log_scale = params.astype(np.float64).reshape(-1, 2).T
+    scale = 127.5 * np.exp(np.clip(log_scale - 2, -7, 2))
+    return log_difference(stats.norm.logcdf, stats.norm.logsf, 127.5 + 127.5 * mean, scale)
+
+
+def scipy_mixture(params):
+    weights, means, log_scales = params.astype(np.float64).reshape(-1, 3, 5).transpose(1, 2, 0)
+    of_each = [scipy_logistic(np.stack([m, s], axis=-1)) for m, s in zip(means, log_scales, strict=True)]
+    return special.logsumexp(special.log_softmax(weights, axis=0)[..., None] + np.array(of_each), axis=0)
+
+
+def scipy_bernoulli(params):
+    result = np.full((params.size, 256), -np.inf)
+    result[:, 0], result[:, 255] = (special.log_expit(sign * params.astype(np.float64).ravel()) for sign in (-1, 1))
+    return result
+
+
+REFERENCES = dict.fromkeys(GAUSSIANS, scipy_learned_gaussian) | {
+    "logistic_mixture": scipy_mixture,
+    "bernoulli": scipy_bernoulli,
+}
+
+
 def scipy_softmax(params):
     return special.log_softmax(params.astype(np.float64).reshape(-1, 256), axis=-1)
 
@@ -80,7 +130,14 @@ def test_probabilities_sum_to_one_also_at_extreme_params(name):
 # Beside the relative error of float32: a wide Gaussian's mass is a difference of logarithms, which costs digits.
 @pytest.mark.parametrize(
     ("name", "reference", "tolerance"),
-    [("softmax", scipy_softmax, 5e-6), ("logistic", scipy_logistic, 5e-6), ("squared_error", scipy_gaussian, 1e-4)],
+    [
+        ("softmax", scipy_softmax, 5e-6),
+        ("logistic", scipy_logistic, 5e-6),
+        ("logistic_mixture", scipy_mixture, 5e-5),
+        ("bernoulli", scipy_bernoulli, 5e-6),
+        ("squared_error", scipy_gaussian, 1e-4),
+        *((name, scipy_learned_gaussian, 1e-3) for name in GAUSSIANS),
+    ],
 )
 def test_log_prob_equals_scipy_with_open_tails(name, reference, tolerance):
     likelihood, params = CASES[name]
@@ -101,14 +158,17 @@ def test_gradients_are_finite_also_at_extreme_params(name):
     assert np.all(np.isfinite(jax.jit(gradients)(params)))
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", OF_ALL_LEVELS)
 def test_gradients_equal_finite_differences_of_scipy(name):
     likelihood, params = {
         "softmax": (Softmax(), softmax_params()[:, 1:2]),
         "logistic": (Logistic(), grid([0.3, -1.0, 1.2], [-2.0, 1.0])),
         "squared_error": (SquaredError(), grid([0.3, -1.0, 1.2], [7.3, 40.0])),
+        "logistic_mixture": (LogisticMixture(5), mixture_params()[:, 5:7]),
+        **{key: (LIKELIHOODS[key](), grid([0.3, -1.0, 1.2], [-1.0, 1.0])) for key in GAUSSIANS},
     }[name]
-    reference = {"softmax": scipy_softmax, "logistic": scipy_logistic, "squared_error": scipy_gaussian}[name]
+    known = {"softmax": scipy_softmax, "logistic": scipy_logistic, "squared_error": scipy_gaussian} | REFERENCES
+    reference = known[name]
     weights = np.random.default_rng(1).normal(size=256).astype(np.float32)
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(all_log_probs(likelihood, p) @ weights)))(params)
     flat, step = params.astype(np.float64).ravel(), 1e-6
@@ -124,10 +184,13 @@ def narrow_params(name):
     centres = (np.arange(256) - 127.5) / 127.5
     if name == "softmax":
         return (20 * np.eye(256)).astype(np.float32).reshape(1, 256, 1, 256)
-    return grid(centres, [{"logistic": -9.0, "squared_error": 0.3}[name]])
+    if name == "logistic_mixture":
+        components = np.stack([np.zeros((256, 5)), np.repeat(centres[:, None], 5, 1), np.full((256, 5), -9.0)], axis=1)
+        return components.astype(np.float32).reshape(1, 256, 1, 15)
+    return grid(centres, [{"logistic": -9.0, "squared_error": 0.3}.get(name, -5.0)])
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", OF_ALL_LEVELS)
 def test_every_level_has_its_own_bin(name):
     # Targets that were rebuilt from floats and truncated shift 63 of the 256 (PAPER.md, 5.4).
     log_probs = jax.jit(all_log_probs, static_argnums=0)(CASES[name][0], narrow_params(name))
@@ -135,13 +198,13 @@ def test_every_level_has_its_own_bin(name):
     assert np.all(np.diagonal(log_probs) > np.log(0.8))
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", OF_ALL_LEVELS)
 def test_reconstruction_of_a_sharp_distribution_is_its_level(name):
     levels = jax.jit(CASES[name][0].mean)(narrow_params(name))
     np.testing.assert_array_equal(round_to_uint8(levels).ravel(), LEVELS)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", OF_ALL_LEVELS)
 def test_log_prob_is_a_log_probability_and_not_a_density_or_the_log_of_a_pixel(name):
     # Regression PAPER.md 5.7: the density of a Gaussian of scale 0.1 is above 1; log(255/255) is 0 whatever the params.
     log_probs = np.asarray(jax.jit(all_log_probs, static_argnums=0)(*CASES[name]))
@@ -175,7 +238,7 @@ def test_logistic_takes_first_the_means_and_then_the_log_scales_of_the_channels(
 def test_squared_error_completed_with_a_scale_per_channel_is_a_gaussian_around_its_reconstruction():
     raw, scale = random_params(2), np.array([5.0, 60.0], np.float32)
     images = np.random.default_rng(1).integers(0, 256, (2, 3, 4, 2), np.uint8)
-    params = jax.jit(SquaredError().complete)(raw, scale)
+    params = jax.jit(SquaredError().complete)(raw, {"scale": scale})
     by_channel = np.stack([raw, np.broadcast_to(scale, raw.shape)], axis=-1)
     expected = np.take_along_axis(scipy_gaussian(by_channel), images.reshape(-1, 1).astype(int), axis=1)
     np.testing.assert_allclose(jax.jit(SquaredError().log_prob)(params, images).ravel(), expected[:, 0], rtol=1e-4)
@@ -191,8 +254,8 @@ def test_channels_is_what_the_decoder_has_to_give(name):
     likelihood = LIKELIHOODS[name]()
     images = np.zeros((2, 3, 4, 3), np.uint8)
     params = random_params(likelihood.channels(3))
-    if name == "squared_error":
-        params = jax.jit(likelihood.complete)(params, np.ones(3, np.float32))
+    own = {"scale": np.ones(3, np.float32)} if name == "squared_error" else likelihood.init(3)
+    params = jax.jit(likelihood.complete)(params, own)
     assert jax.eval_shape(likelihood.log_prob, params, images).shape == images.shape
     assert jax.eval_shape(likelihood.mean, params).shape == images.shape
 
@@ -223,10 +286,11 @@ def test_squared_error_loss_has_the_gradient_of_a_gaussian_of_scale_127_5():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_low_precision_params_are_measured_in_float32(name, dtype):
     likelihood = LIKELIHOODS[name]()
-    params, image = jnp.asarray(random_params(likelihood.channels(3)), dtype), np.full((2, 3, 4, 3), 200, np.uint8)
+    params, image = jnp.asarray(random_params(likelihood.channels(3)), dtype), np.full((2, 3, 4, 3), 255, np.uint8)
+    own = {"scale": jnp.full(3, 20.0)} if name == "squared_error" else likelihood.init(3)
 
     def measures(params):
-        complete = likelihood.complete(params, jnp.full(3, 20.0)) if name == "squared_error" else params
+        complete = likelihood.complete(params, own)
         return likelihood.log_prob(complete, image), likelihood.mean(complete)
 
     for got, expected in zip(jax.jit(measures)(params), jax.jit(measures)(params.astype(jnp.float32)), strict=True):
@@ -239,3 +303,79 @@ def test_round_to_uint8_rounds_and_clips():
     rounded = jax.jit(round_to_uint8)(levels)
     assert rounded.dtype == jnp.uint8
     np.testing.assert_array_equal(rounded, [0, 0, 0, 1, 99, 100, 255, 255, 255, 255])
+
+
+def coupled_params(spread):
+    """Params [1,40,1,50] of five components for three channels, and an image [1,40,1,3] with both ends in it."""
+    random = np.random.default_rng(0)
+    params = random.normal(size=(1, 40, 1, 50)) * spread
+    return params.astype(np.float32), random.choice([0, 1, 90, 200, 254, 255], (1, 40, 1, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0, 300.0])
+def test_coupled_channels_each_sum_to_one_given_the_earlier_ones(channel, spread):
+    params, image = coupled_params(spread)
+
+    def of_level(level):
+        return LogisticMixture(5).log_prob(jnp.asarray(params), jnp.asarray(image).at[..., channel].set(level))[
+            ..., channel
+        ]
+
+    log_probs = np.asarray(jax.jit(jax.vmap(of_level))(jnp.asarray(LEVELS)), np.float64)
+    np.testing.assert_allclose(np.exp(log_probs).sum(0), 1.0, atol=1e-5)
+
+
+def test_the_mixture_is_that_of_pixelcnn_plus_plus():
+    # Salimans et al. 2017, eq. 3, in float64: components are mixed once a pixel, green sees red, blue sees both.
+    params, image = coupled_params(1.0)
+    logits, *rest = params.astype(np.float64).reshape(40, 10, 5).transpose(1, 2, 0)
+    means, log_scales, couplings = rest[:3], rest[3:6], np.tanh(rest[6:])
+    red, green, _ = (image.reshape(-1, 3).T.astype(np.float64) - 127.5) / 127.5
+    moved = means[0], means[1] + couplings[0] * red, means[2] + couplings[1] * red + couplings[2] * green
+    joint = special.log_softmax(logits, axis=0)
+    for c in range(3):
+        of_levels = scipy_logistic(np.stack([moved[c], log_scales[c]], axis=-1)).reshape(5, 40, 256)
+        joint = (
+            joint + np.take_along_axis(of_levels, image.reshape(1, 40, 3)[..., c, None].astype(int), axis=-1)[..., 0]
+        )
+    log_prob = jax.jit(LogisticMixture(5).log_prob)(params, image)
+    np.testing.assert_allclose(np.sum(log_prob, axis=-1).ravel(), special.logsumexp(joint, axis=0), rtol=1e-4)
+
+
+def test_the_mixtures_mean_follows_the_couplings():
+    params, _ = coupled_params(1.0)
+    mean = jax.jit(LogisticMixture(5).mean)(params)
+    logits, *rest = params.astype(np.float64).reshape(40, 10, 5).transpose(1, 2, 0)
+    red = np.clip(rest[0], -1, 1)
+    green = np.clip(rest[1] + np.tanh(rest[6]) * red, -1, 1)
+    blue = np.clip(rest[2] + np.tanh(rest[7]) * red + np.tanh(rest[8]) * green, -1, 1)
+    weights = special.softmax(logits, axis=0)
+    expected = np.stack([127.5 + 127.5 * np.sum(weights * centre, axis=0) for centre in (red, green, blue)], axis=-1)
+    np.testing.assert_allclose(np.reshape(mean, (40, 3)), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("shared", "size"), [("global", 1), ("channel", 3)])
+def test_a_gaussians_own_scale_is_learned(shared, size):
+    likelihood, raw = Gaussian(shared), jnp.asarray(random_params(3))
+    image = np.random.default_rng(1).integers(0, 256, raw.shape, np.uint8)
+    own = likelihood.init(3)
+    assert own["log_scale"].shape == (size,)
+    gradient = jax.grad(lambda own: jnp.sum(likelihood.log_prob(likelihood.complete(raw, own), image)))(own)
+    assert np.all(np.abs(gradient["log_scale"]) > 1e-3)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_params_for_another_number_of_channels_are_refused(name):
+    likelihood = LIKELIHOODS[name]()
+    image = np.zeros((2, 3, 4, 2), np.uint8)
+    own = {"scale": np.ones(3, np.float32)} if name == "squared_error" else likelihood.init(3)
+    params = likelihood.complete(jnp.asarray(random_params(likelihood.channels(3))), own)
+    with pytest.raises(InputError, match="channels of parameters for such images, not"):
+        likelihood.log_prob(params, image)
+
+
+def test_a_bernoulli_gives_gray_no_probability():
+    log_prob = Bernoulli().log_prob(jnp.zeros((1, 1, 1, 1)), np.full((1, 1, 1, 1), 128, np.uint8))
+    assert np.all(np.isneginf(log_prob))
+    np.testing.assert_array_equal(Bernoulli().support(), [0, 255])

@@ -16,11 +16,15 @@ def build(config, **changes):
     return builders.build_model(config["model"] | changes, (8, 12, 3))
 
 
+def raw_of(model, params, z_q):
+    return model.trunk.raw(params, z_q.reshape(*z_q.shape[:3], -1))
+
+
 def gradients_of(model, variables, images, loss):
     def scalar(params):
         z_e = model._latents(params, images)
         z_q, _ = quantizer.quantize(z_e, model.codebook({**variables, "params": params}))
-        raw = model._raw(params, quantizer.straight_through(z_e, z_q))
+        raw = raw_of(model, params, quantizer.straight_through(z_e, z_q))
         return loss(z_e, z_q, raw)
 
     return jax.grad(scalar)(variables["params"])
@@ -129,7 +133,7 @@ def test_bound_is_above_the_exact_likelihood_summed_over_all_codes(config, image
 def test_standardisation_uses_one_scale_for_mean_and_deviation(config, images):
     model = build(config, pixel_mean=(0.2, 0.4, 0.6), pixel_std=(0.1, 0.2, 0.3))
     expected = (images / 255.0 - np.array([0.2, 0.4, 0.6])) / np.array([0.1, 0.2, 0.3])
-    np.testing.assert_allclose(model._standardise(images), expected, atol=1e-5)
+    np.testing.assert_allclose(model.trunk.standardise(images), expected, atol=1e-5)
 
 
 def test_fit_counts_codes_per_position_and_finds_the_gaussian_scale(config, images):
@@ -143,7 +147,7 @@ def test_fit_counts_codes_per_position_and_finds_the_gaussian_scale(config, imag
         counts[y, x, g] += np.bincount(codes[_, y, x, g : g + 1], minlength=counts.shape[-1])
     np.testing.assert_array_equal(fitted["code_counts"], counts)
 
-    raw = model._raw(variables["params"], quantizer.look_up(model.codebook(variables), jnp.asarray(codes)))
+    raw = raw_of(model, variables["params"], quantizer.look_up(model.codebook(variables), jnp.asarray(codes)))
     error = (127.5 + 127.5 * np.asarray(raw, np.float64)) - images[mask]
     np.testing.assert_allclose(fitted["scale"], np.sqrt(np.mean(error**2, axis=(0, 1, 2))), rtol=1e-4)
     measured = model.bound({**variables, "fitted": fitted}, images)
@@ -161,7 +165,7 @@ def test_rate_and_distortion_are_both_per_image(config, model, variables, images
     rate, distortion = model.bound(variables, images)
     assert rate.shape == distortion.shape == (len(images),)
     bits = metrics.nats_to_bits_per_dim(distortion, images.shape[1:])
-    log_prob = model.likelihood.log_prob(model.decode(variables, model.encode(variables, images)), images)
+    log_prob = model.trunk.likelihood.log_prob(model.decode(variables, model.encode(variables, images)), images)
     np.testing.assert_allclose(bits, -np.mean(log_prob, axis=(1, 2, 3)) / math.log(2), rtol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """A trained model on plain arrays: `load(RUN)`, then encode, decode, reconstruct and measure uint8 images."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +13,15 @@ import numpy as np
 from vqvae_jax import builders, checkpoint, metrics, sharding
 from vqvae_jax.data import batches
 from vqvae_jax.errors import InputError
-from vqvae_jax.models.vqvae import Bound
+from vqvae_jax.models import importance
+from vqvae_jax.models.trunk import Bound
 from vqvae_jax.priors import uniform, unigram
 
 PRIORS = {"uniform": uniform, "unigram": unigram}
 
 # At the border wrong arrays get an error of their own, so these say less than they require.
 Images = np.ndarray  # uint8 [N,H,W,C]
-Codes = np.ndarray  # int32 [N,h,w,G]
+Latents = np.ndarray  # codes int32 [N,h,w,G], or float32 [N,h,w,c]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -28,35 +30,54 @@ def _encode(model, variables, images):
 
 
 @partial(jax.jit, static_argnums=0)
-def _decode(model, variables, codes):
-    return model.decode_mean(variables, codes)
+def _decode(model, variables, latents):
+    return model.decode_mean(variables, latents)
 
 
 @partial(jax.jit, static_argnums=0)
-def _measure(model, variables, images):
+def _measure(model, variables, images, seeds):
     """Everything that is known of each image: nats [B], reconstruction measures [B], codes and reconstruction."""
-    bound = model.bound(variables, images)
-    codes = model.encode(variables, images)  # XLA sees that `bound` needs the same
-    x_recon = model.decode_mean(variables, codes)
+    latents = model.encode(variables, images)  # XLA sees that `bound` needs the same
+    x_recon = model.decode_mean(variables, latents)
     mse = metrics.mean_squared_error(x_recon, images)
-    result = {
-        "distortion": bound.distortion,
-        "rate/uniform": bound.rate,
-        "mse": mse,
-        "psnr": metrics.psnr(mse),
-        "ssim": metrics.ssim(x_recon, images),
-        "codes": codes,
-        "x_recon": x_recon,
-    }
+    result = {"mse": mse, "psnr": metrics.psnr(mse), "ssim": metrics.ssim(x_recon, images), "x_recon": x_recon}
+    if hasattr(model, "bound"):
+        bound = model.bound(variables, images, importance.image_keys(seeds))
+        result |= {"distortion": bound.distortion, f"rate/{model.prior_name}": bound.rate}
+    else:
+        result["distortion"] = model.trunk.distortion(variables, latents, images)
+    if hasattr(model, "codebook_size"):
+        result["codes"] = latents
     if "code_counts" in variables["fitted"]:
         for name, prior in PRIORS.items():
-            result[f"rate/{name}"] = -prior.log_prob(prior.fit(variables["fitted"]["code_counts"]), codes)
+            result[f"rate/{name}"] = -prior.log_prob(prior.fit(variables["fitted"]["code_counts"]), latents)
     return result
+
+
+@partial(jax.jit, static_argnums=0)
+def _importance_bound(model, k, variables, images, seeds):
+    return importance.importance_bound(model, variables, images, importance.image_keys(seeds), k)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _several_codes_bound(model, prior, num, variables, images):
+    fitted = prior.fit(variables["fitted"]["code_counts"])
+    return model.several_codes_bound(variables, images, partial(prior.log_prob, fitted), num)
 
 
 @partial(jax.jit, static_argnums=0)
 def _fit_sums(model, variables, images, mask):
     return model.fit_sums(variables, images, mask)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _sample(model, variables, key, shape):
+    return model.decode_mean(variables, model.sample_latents(variables, key, shape))
+
+
+def _seeds(images: Images) -> np.ndarray:
+    """Give every image a number of its own, so that its noise depends neither on its batch nor on its place."""
+    return np.array([zlib.crc32(image.tobytes()) for image in images], np.uint32)
 
 
 @dataclass(frozen=True)
@@ -68,30 +89,41 @@ class Run:
     meta: dict
 
     @property
-    def prior(self) -> str:
-        """The name of the headline prior: unigram once the run is done, else uniform."""
-        return "unigram" if "code_counts" in self.variables["fitted"] else "uniform"
+    def family(self) -> str:
+        """The name of the model's family."""
+        return self.meta["config"]["model"]["family"]
 
-    def encode(self, images: Images) -> Codes:
-        """Images uint8 [N,H,W,C] to code indices int32 [N,h,w,G]."""
+    @property
+    def prior(self) -> str | None:
+        """The name of the headline prior: unigram once codes are counted; None for a family without a bound."""
+        return "unigram" if "code_counts" in self.variables["fitted"] else getattr(self.model, "prior_name", None)
+
+    def encode(self, images: Images) -> Latents:
+        """Images uint8 [N,H,W,C] to code indices int32 [N,h,w,G], or latents float32 [N,h,w,c] of other families."""
         return self._map(partial(_encode, self.model), self._checked(images))
 
-    def decode(self, codes: Codes) -> Images:
-        """Code indices [N,h,w,G], 0 to K-1, to images uint8 [N,H,W,C]."""
-        codes = np.asarray(codes)
+    def decode(self, latents: Latents) -> Images:
+        """Code indices [N,h,w,G], 0 to K-1, or latents float [N,h,w,c], to images uint8 [N,H,W,C]."""
+        latents = np.asarray(latents)
+        if not hasattr(self.model, "codebook_size"):
+            depth = self.model.latent_channels
+            if latents.ndim != 4 or latents.shape[-1] != depth or not np.issubdtype(latents.dtype, np.floating):
+                raise InputError(f"latents must be floats [N,h,w,{depth}], not {latents.dtype} {list(latents.shape)}")
+            return self._map(partial(_decode, self.model), latents.astype(np.float32))
         groups, size = self.model.num_codebooks, self.model.codebook_size
-        if codes.ndim != 4 or codes.shape[-1] != groups or not np.issubdtype(codes.dtype, np.integer):
-            raise InputError(f"codes must be integers [N,h,w,{groups}], not {codes.dtype} {list(codes.shape)}")
-        if codes.size and not 0 <= codes.min() <= codes.max() < size:
-            raise InputError(f"codes must lie in 0..{size - 1}, not {codes.min()}..{codes.max()}")
-        return self._map(partial(_decode, self.model), codes.astype(np.int32))
+        if latents.ndim != 4 or latents.shape[-1] != groups or not np.issubdtype(latents.dtype, np.integer):
+            raise InputError(f"codes must be integers [N,h,w,{groups}], not {latents.dtype} {list(latents.shape)}")
+        if latents.size and not 0 <= latents.min() <= latents.max() < size:
+            raise InputError(f"codes must lie in 0..{size - 1}, not {latents.min()}..{latents.max()}")
+        return self._map(partial(_decode, self.model), latents.astype(np.int32))
 
     def reconstruct(self, images: Images) -> Images:
-        """Images through the codes and back, uint8 [N,H,W,C]."""
+        """Images through the latents and back, uint8 [N,H,W,C]."""
         return self.measure(images)["x_recon"]
 
     def bound(self, images: Images) -> Bound:
         """Rate (under `prior`) and distortion of every image, in nats, float32 [N]."""
+        self._needs("bound", "has no p(z), so it has no bound and no bits/dim")
         measured = self.measure(images)
         return Bound(jax.numpy.asarray(measured[f"rate/{self.prior}"]), jax.numpy.asarray(measured["distortion"]))
 
@@ -99,17 +131,61 @@ class Run:
         """Upper bound on every image's negative log-likelihood in bits per sub-pixel, float64 [N].
 
         Raises:
-            InputError: the model was trained with squared error and its run isn't finished.
+            InputError: the family has no bound, or the model was trained with squared error and isn't finished.
         """
-        bound = self.bound(images)
-        if np.isnan(bound.distortion).any():
-            raise InputError("no bits/dim yet: the scale of squared error is fitted when the run is finished")
-        nats = np.asarray(bound.rate, np.float64) + np.asarray(bound.distortion, np.float64)
+        if self.headline_samples > 1:
+            nats = self.importance_bound(images, self.headline_samples)
+        else:
+            bound = self.bound(images)
+            if np.isnan(bound.distortion).any():
+                raise InputError("no bits/dim yet: the scale of squared error is fitted when the run is finished")
+            nats = np.asarray(bound.rate, np.float64) + np.asarray(bound.distortion, np.float64)
         return nats * metrics.nats_to_bits_per_dim(1.0, tuple(np.shape(images)[1:]))
+
+    @property
+    def headline_samples(self) -> int:
+        """Draws of the bound that is reported: 1, but for VIMCO, whose bound is one of several."""
+        return getattr(self.model, "headline_samples", 1)
+
+    def importance_bound(self, images: Images, k: int) -> np.ndarray:
+        """Upper bound on every image's NLL in nats from `k` draws of the posterior, float64 [N] (Burda et al. 2016).
+
+        Raises:
+            InputError: the family draws nothing, or k is below 1.
+        """
+        self._needs("log_weight", "draws no latents, so it has no importance-weighted bound")
+        if k < 1:
+            raise InputError(f"k is {k}: an importance-weighted bound needs at least 1 draw")
+        images = self._checked(images)
+        function = partial(_importance_bound, self.model, np.int32(k))
+        return self._map(function, images, _seeds(images)).astype(np.float64)
+
+    def several_codes_bound(self, images: Images, num: int) -> np.ndarray:
+        """Upper bound on every image's NLL in nats from `num` of the codes that could stand for it, float64 [N].
+
+        Raises:
+            InputError: the family has no such bound, the run isn't finished, or num is below 1.
+        """
+        self._needs("several_codes_bound", "chooses no code, so there are no other ones to count")
+        if num < 1:
+            raise InputError(f"the number of codes is {num}: it must be at least 1")
+        if self.prior not in PRIORS or "code_counts" not in self.variables["fitted"]:
+            raise InputError("the prior of the codes is fitted when the run is finished: train on first")
+        function = partial(_several_codes_bound, self.model, PRIORS[self.prior], num)
+        return self._map(function, self._checked(images)).astype(np.float64)
+
+    def sample(self, num: int, seed: int = 0) -> Images:
+        """Images uint8 [num,H,W,C] of latents drawn from p(z), or for an autoencoder from its ex-post Gaussian."""
+        self._needs("sample_latents", "has no p(z) of its own to draw from")
+        height, width, _ = self.meta["image_shape"]
+        factor = 2**self.model.trunk.encoder.downsamplings
+        shape = (num, height // factor, width // factor)
+        return np.asarray(_sample(self.model, self.variables, jax.random.key(seed), shape))
 
     def measure(self, images: Images) -> dict[str, np.ndarray]:
         """All measures of every image, rows in the order of `images`: see `_measure`."""
-        return self._map(partial(_measure, self.model), self._checked(images))
+        images = self._checked(images)
+        return self._map(partial(_measure, self.model), images, _seeds(images))
 
     def fit(self, source, num_images: int = 0) -> dict:
         """Count on training images (0: all) what the model can't learn by gradient; see `model.fit`."""
@@ -122,15 +198,20 @@ class Run:
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         return self.model.fit(jax.tree.map(lambda x: jax.numpy.asarray(x, jax.numpy.float32), total))
 
+    def _needs(self, method: str, otherwise: str) -> None:
+        if not hasattr(self.model, method):
+            raise InputError(f"the family {self.family} {otherwise}")
+
     def _checked(self, images):
         images = np.asarray(images)
-        channels, factor = self.meta["image_shape"][2], 2**self.model.encoder.downsamplings
+        channels, factor = self.meta["image_shape"][2], 2**self.model.trunk.encoder.downsamplings
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
             raise InputError(f"images must be uint8 [N,H,W,{channels}], not {images.dtype} {list(images.shape)}")
         if 0 in images.shape[1:3] or images.shape[1] % factor or images.shape[2] % factor:
             raise InputError(
                 f"images of {images.shape[1]}x{images.shape[2]} do not fit: sides must be multiples of {factor}"
             )
+        check_support(self.model, images)
         return images
 
     def _batch_size(self, num_images: int) -> int:
@@ -139,16 +220,25 @@ class Run:
         wanted = min(self.meta["config"]["eval"]["batch_size"], 1 << max(0, num_images - 1).bit_length())
         return -(-wanted // devices) * devices
 
-    def _map(self, function: Callable, rows: np.ndarray):
-        """Apply a batch function to any number of rows, in batches of one size."""
-        size, mesh, results = self._batch_size(len(rows)), sharding.make_mesh(), []
-        for start in range(0, max(1, len(rows)), size):
-            chunk = rows[start : start + size]
-            padded = np.concatenate([chunk, np.zeros((size - len(chunk), *rows.shape[1:]), rows.dtype)])
-            result = function(self.variables, sharding.put_batch(padded, mesh))
-            length = len(chunk)
+    def _map(self, function: Callable, *arrays: np.ndarray):
+        """Apply a batch function to any number of rows of some arrays, in batches of one size."""
+        total, mesh, results = len(arrays[0]), sharding.make_mesh(), []
+        size = self._batch_size(total)
+        for start in range(0, max(1, total), size):
+            chunks = [rows[start : start + size] for rows in arrays]
+            length = len(chunks[0])
+            padded = [np.concatenate([rows, np.zeros((size - length, *rows.shape[1:]), rows.dtype)]) for rows in chunks]
+            result = function(self.variables, *(sharding.put_batch(rows, mesh) for rows in padded))
             results.append(jax.tree.map(lambda x, n=length: np.asarray(x)[:n], result))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def check_support(model, images: Images) -> None:
+    """Raise InputError if the images have levels to which the likelihood gives no probability."""
+    support = model.trunk.likelihood.support()
+    if len(support) < 256 and not np.isin(images, support).all():
+        levels = ", ".join(map(str, support))
+        raise InputError(f"this likelihood is for images of the levels {levels} alone: choose another model.likelihood")
 
 
 def load(workdir: str | Path, data_dir: str | None = None) -> Run:

@@ -2,14 +2,20 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import optax
 
 from vqvae_jax.data import images, sources
 from vqvae_jax.errors import InputError, suggest
-from vqvae_jax.models.likelihoods import LIKELIHOODS
+from vqvae_jax.models.autoencoder import Autoencoder
+from vqvae_jax.models.gumbel import Gumbel
+from vqvae_jax.models.likelihoods import LIKELIHOODS, SquaredError
 from vqvae_jax.models.networks import Decoder, Encoder
 from vqvae_jax.models.quantizer import NEW_CODE_SHARE
+from vqvae_jax.models.trunk import Trunk
+from vqvae_jax.models.vae import VAE
+from vqvae_jax.models.vimco import Vimco
 from vqvae_jax.models.vqvae import VQVAE
 
 
@@ -22,14 +28,18 @@ def pick(table: Mapping[str, Callable], name: str, what: str) -> Callable:
 
 def call(function: Callable, section: Mapping, what: str, **given):
     """Call `function` with a config section, whose keys must be its arguments (those in `given` aside)."""
-    expected = set(inspect.signature(function).parameters) - set(given)
+    check_keys(section, set(inspect.signature(function).parameters) - set(given), what)
+    return function(**section, **given)
+
+
+def check_keys(section: Mapping, expected: set[str], what: str) -> None:
+    """Raise InputError unless a section has exactly the keys that are expected."""
     for key in section:
         if key not in expected:
             raise InputError(f"unknown option {what}.{key}: {suggest(key, expected)}")
     missing = sorted(expected - set(section))
     if missing:
         raise InputError(f"the config lacks {', '.join(f'{what}.{key}' for key in missing)}")
-    return function(**section, **given)
 
 
 def check(condition: bool, message: str) -> None:
@@ -42,7 +52,8 @@ def check(condition: bool, message: str) -> None:
 SECTIONS = {
     "data": {"batch_size": 1, "flip": None, "num_threads": 0, "min_side": 1, "max_bad_images": 0},
     "train": {"num_steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1},
-    "eval": {"batch_size": 1, "validation_images": 0, "test_images": 0, "fit_images": 0, "final_fit_images": 0},
+    "eval": {"batch_size": 1, "validation_images": 0, "test_images": 0, "fit_images": 0, "final_fit_images": 0}
+    | {"samples": 0, "subset_images": 0, "subset_samples": 0},
     "logging": {"tensorboard": None},
 }
 
@@ -60,7 +71,8 @@ def check_config(config: Mapping) -> None:
             check(low is None or value >= low, f"{section}.{key} is {value}: it must be at least {low}")
 
 
-def _vqvae(
+def _trunk(
+    features: int,
     *,
     image_shape,
     likelihood,
@@ -68,26 +80,12 @@ def _vqvae(
     residual_units,
     residual_blocks,
     downsamplings,
-    codebook_size,
-    num_codebooks,
-    embedding_dim,
-    commitment_cost,
-    codebook_update,
-    ema_decay,
-    ema_epsilon,
-    revival_threshold,
     pixel_mean,
     pixel_std,
-) -> VQVAE:
+) -> Trunk:
+    """Build the networks that all families share; `features` is what the encoder gives a position."""
     height, width, channels = image_shape
-    check(codebook_size >= 2, f"model.codebook_size is {codebook_size}: a codebook needs at least 2 codes")
-    check(num_codebooks >= 1, f"model.num_codebooks is {num_codebooks}: it must be at least 1")
     check(downsamplings >= 1, f"model.downsamplings is {downsamplings}: it must be at least 1")
-    check(
-        0 <= revival_threshold < NEW_CODE_SHARE,
-        f"model.revival_threshold is {revival_threshold}: it must be 0 (never) to below {NEW_CODE_SHARE}, "
-        "where a code counts as new",
-    )
     for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
         check(
             len(values) in (1, channels),
@@ -99,13 +97,56 @@ def _vqvae(
         height % factor == 0 and width % factor == 0,
         f"images of {height}x{width} cannot be halved {downsamplings} times: sides must be multiples of {factor}",
     )
-    pick({"ema": bool, "gradient": bool}, codebook_update, "model.codebook_update")
-    likelihood = pick(LIKELIHOODS, likelihood, "likelihood")()
+    chosen = pick(LIKELIHOODS, likelihood, "likelihood")()
     width_arguments = {"hidden": hidden, "residual_units": residual_units, "residual_blocks": residual_blocks}
+    return Trunk(
+        encoder=Encoder(**width_arguments, downsamplings=downsamplings, features=features),
+        decoder=Decoder(**width_arguments, upsamplings=downsamplings, features=chosen.channels(channels)),
+        likelihood=chosen,
+        pixel_mean=tuple(pixel_mean),
+        pixel_std=tuple(pixel_std),
+    )
+
+
+MakeTrunk = Callable[[int], Trunk]
+
+
+def _check_codes(codebook_size, num_codebooks):
+    check(codebook_size >= 2, f"model.codebook_size is {codebook_size}: a codebook needs at least 2 codes")
+    check(num_codebooks >= 1, f"model.num_codebooks is {num_codebooks}: it must be at least 1")
+
+
+def _check_likelihood(trunk: Trunk, family: str) -> Trunk:
+    """Give `trunk`; InputError if what is trained is squared error, on whose scale a rate would weigh anything."""
+    check(
+        not isinstance(trunk.likelihood, SquaredError),
+        f"the family {family} needs a likelihood to weigh its rate against, and squared_error is none: "
+        "choose e.g. model.likelihood=gaussian_channel",
+    )
+    return trunk
+
+
+def _vqvae(
+    *,
+    trunk: MakeTrunk,
+    codebook_size,
+    num_codebooks,
+    embedding_dim,
+    commitment_cost,
+    codebook_update,
+    ema_decay,
+    ema_epsilon,
+    revival_threshold,
+) -> VQVAE:
+    _check_codes(codebook_size, num_codebooks)
+    check(
+        0 <= revival_threshold < NEW_CODE_SHARE,
+        f"model.revival_threshold is {revival_threshold}: it must be 0 (never) to below {NEW_CODE_SHARE}, "
+        "where a code counts as new",
+    )
+    pick({"ema": bool, "gradient": bool}, codebook_update, "model.codebook_update")
     return VQVAE(
-        encoder=Encoder(**width_arguments, downsamplings=downsamplings, features=num_codebooks * embedding_dim),
-        decoder=Decoder(**width_arguments, upsamplings=downsamplings, features=likelihood.channels(channels)),
-        likelihood=likelihood,
+        trunk=trunk(num_codebooks * embedding_dim),
         codebook_size=codebook_size,
         num_codebooks=num_codebooks,
         embedding_dim=embedding_dim,
@@ -114,19 +155,45 @@ def _vqvae(
         ema_decay=ema_decay,
         ema_epsilon=ema_epsilon,
         revival_threshold=revival_threshold,
-        pixel_mean=tuple(pixel_mean),
-        pixel_std=tuple(pixel_std),
     )
 
 
-FAMILIES = {"vqvae": _vqvae}
+def _autoencoder(*, trunk: MakeTrunk, latent_channels) -> Autoencoder:
+    check(latent_channels >= 1, f"model.latent_channels is {latent_channels}: it must be at least 1")
+    return Autoencoder(trunk(latent_channels), latent_channels)
+
+
+def _vae(*, trunk: MakeTrunk, latent_channels) -> VAE:
+    check(latent_channels >= 1, f"model.latent_channels is {latent_channels}: it must be at least 1")
+    return VAE(_check_likelihood(trunk(2 * latent_channels), "vae"), latent_channels)
+
+
+def _gumbel(*, trunk: MakeTrunk, codebook_size, num_codebooks, embedding_dim, temperature) -> Gumbel:
+    _check_codes(codebook_size, num_codebooks)
+    check(temperature > 0, f"model.temperature is {temperature}: it must be above 0")
+    networks = _check_likelihood(trunk(num_codebooks * codebook_size), "gumbel")
+    return Gumbel(networks, codebook_size, num_codebooks, embedding_dim, temperature=temperature)
+
+
+def _vimco(*, trunk: MakeTrunk, codebook_size, num_codebooks, embedding_dim, samples) -> Vimco:
+    _check_codes(codebook_size, num_codebooks)
+    check(samples >= 2, f"model.samples is {samples}: VIMCO compares draws, so it needs at least 2")
+    networks = _check_likelihood(trunk(num_codebooks * codebook_size), "vimco")
+    return Vimco(networks, codebook_size, num_codebooks, embedding_dim, samples=samples)
+
+
+FAMILIES = {"autoencoder": _autoencoder, "gumbel": _gumbel, "vae": _vae, "vimco": _vimco, "vqvae": _vqvae}
 
 
 def build_model(section: Mapping, image_shape: tuple[int, int, int]):
     """Build a family from the config's `model` section for images of [H, W, C]."""
     options = dict(section)
     family = pick(FAMILIES, options.pop("family", ""), "family")
-    return call(family, options, "model", image_shape=tuple(image_shape))
+    shared = set(inspect.signature(_trunk).parameters) - {"features", "image_shape"}
+    own = set(inspect.signature(family).parameters) - {"trunk"}
+    check_keys(options, shared | own, "model")
+    networks = {key: options.pop(key) for key in shared}
+    return family(trunk=partial(_trunk, image_shape=tuple(image_shape), **networks), **options)
 
 
 OPEN_KEYS = ("name", "data_dir")

@@ -21,7 +21,7 @@ from vqvae_jax import api, builders, plots
 from vqvae_jax.data import transforms
 from vqvae_jax.data.images import MODES, Source
 from vqvae_jax.errors import InputError, is_out_of_space
-from vqvae_jax.evaluate import evaluate, print_table
+from vqvae_jax.evaluate import measure, other_bounds, print_table, summarise
 from vqvae_jax.metric_writer import read_record, write_json
 from vqvae_jax.train import Stopped, train
 
@@ -95,7 +95,10 @@ def report(run: api.Run, workdir: Path, source: Source) -> Path:
         raise InputError(
             f"the classes of {source.name} are not those that the run was trained with: name its data with --data_dir"
         )
-    result = evaluate(run, source, run.meta["config"]["eval"]["test_images"])
+    options = run.meta["config"]["eval"]
+    measured = measure(run, source, options["test_images"])
+    result = summarise(run, source, measured, options["test_images"])
+    result["other_bounds"] = other_bounds(run, source, options)
     path = workdir / ("evaluation.json" if source.split == "test" else f"evaluation_{source.split}.json")
     write_json(path, result)
     print_table(result)

@@ -25,6 +25,14 @@ GRID_IMAGES = 8
 NEUTRAL = ("data.data_dir", "data.num_threads", "data.max_bad_images", "data.eval_crop", "logging.")
 NEUTRAL += ("train.log_every", "train.eval_every", "train.checkpoint_every")
 NEUTRAL += ("eval.batch_size", "eval.validation_images", "eval.test_images", "eval.fit_images")
+NEUTRAL += ("eval.samples", "eval.subset_images", "eval.subset_samples")
+# What the progress line shows: the first of these that the family has.
+PROGRESS = {
+    "bits_per_dim": "bits/dim",
+    "distortion": "bits/dim of distortion",
+    "half_squared_error": "half squared error",
+    "relaxed_bits_per_dim": "relaxed bits/dim (no bound)",
+}
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -174,7 +182,7 @@ class Loop:
         run = self.as_run(self.fit(self.config["eval"]["fit_images"]))
         result = evaluate(run, self.validation, self.config["eval"]["validation_images"])
         keys = ("bits_per_dim", "rate", "distortion", "psnr", "ssim", "perplexity", "codebook_usage")
-        values = {f"eval/{key}": result[key] for key in keys if result[key] is not None}
+        values = {f"eval/{key}": result[key] for key in keys if result.get(key) is not None}
         # `bad` counts since this process began.
         about = {"data/images_removed": self.source.images_removed, "data/bad_images": len(self.source.bad)}
         writer.scalars(step, values | about)
@@ -218,9 +226,8 @@ class Loop:
         if step % self.config["train"]["log_every"] == 0 or step == self.num_steps:
             speed = clock.images_per_second()
             writer.scalars(step, {f"train/{key}": value for key, value in values.items()} | clock.times(speed))
-            shown = "bits_per_dim" if "bits_per_dim" in values else "half_squared_error"
-            unit = "bits/dim" if shown == "bits_per_dim" else "half squared error"
-            text = f"{values[shown]:.3f} {unit}, {speed:.0f} images/s"
+            shown = next(key for key in PROGRESS if key in values)
+            text = f"{values[shown]:.3f} {PROGRESS[shown]}, {speed:.0f} images/s"
         writer.progress(step, text)
 
 

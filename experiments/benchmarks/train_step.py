@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import flax.linen as nn
@@ -102,10 +103,9 @@ def make_models():
     options = cifar10.get_config("small").to_dict()["model"]
     options |= {"hidden": 128, "residual_units": 32, "codebook_size": 512, "num_codebooks": 1, "embedding_dim": 64}
     ours = builders.build_model(options, (32, 32, 3))
-    fields = {f: getattr(ours, f) for f in ours.__dataclass_fields__}
-    fields["encoder"] = PlainEncoder(128, 32, 2, downsamplings=2, features=64)
-    fields["decoder"] = PlainDecoder(128, 32, 2, upsamplings=2, features=ours.likelihood.channels(3))
-    return ours, type(ours)(**fields)
+    encoder = PlainEncoder(128, 32, 2, downsamplings=2, features=64)
+    decoder = PlainDecoder(128, 32, 2, upsamplings=2, features=ours.trunk.likelihood.channels(3))
+    return ours, replace(ours, trunk=replace(ours.trunk, encoder=encoder, decoder=decoder))
 
 
 def largest_difference(ours, plain, state, batch):
@@ -149,7 +149,7 @@ def main():
 
     traces = []
     counted = type(ours).loss
-    type(ours).loss = lambda self, *args: traces.append(type(self.encoder).__name__) or counted(self, *args)
+    type(ours).loss = lambda self, *args: traces.append(type(self.trunk.encoder).__name__) or counted(self, *args)
     states = {"ours": state, "plain": jax.tree.map(jnp.copy, state._replace(params=flip_transposed(state.params)))}
     steps = {name: make_train_step(model, optimizer, 0, mesh) for name, model in (("ours", ours), ("plain", plain))}
     times: dict[str, list[float]] = {"ours": [], "plain": []}

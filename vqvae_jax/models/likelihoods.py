@@ -1,19 +1,29 @@
 """P(x | decoder output) over the integers 0..255: each distribution sums to one, in float32, with no epsilon.
 
-A likelihood takes `params` [B,H,W,channels(C)] as the decoder gives them and the uint8 image [B,H,W,C].
+A likelihood takes `params`, what the decoder gives, [B,H,W,channels(C)], completed by `complete` with what the
+likelihood learns or fits for itself, and the uint8 image [B,H,W,C].
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, UInt8
 
+from vqvae_jax.errors import InputError
+
 Images = UInt8[Array | np.ndarray, "b h w c"]
 # A wider or narrower scale than e^±7 of half the range is a uniform or a single level for 8-bit images.
 MAX_LOG_SCALE = 7.0
+# A Gaussian wider than e^2 of it is uniform, too, and the masses of wider ones would be differences of equal numbers.
+MAX_LOG_SCALE_GAUSSIAN = 2.0
+# Decoders start at a scale of e^-2 of half the range, about 17 levels.
+FIRST_LOG_SCALE = -2.0
 
 
 def log_interval(log_at_most, log_at_least, log_mass, x):
@@ -59,8 +69,36 @@ def round_to_uint8(levels: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
     return jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8)
 
 
+def _checked(params, expected: int, what: str):
+    """Give `params` in float32; InputError unless they have the number of channels that a likelihood expects."""
+    if params.shape[-1] != expected:
+        raise InputError(f"{what} needs {expected} channels of parameters for such images, not {params.shape[-1]}")
+    return params.astype(jnp.float32)
+
+
+def _log_scale(raw, largest=MAX_LOG_SCALE):
+    """The log of a scale in levels, from the decoder's."""
+    return jnp.clip(raw + FIRST_LOG_SCALE, -MAX_LOG_SCALE, largest) + math.log(127.5)
+
+
+class _Likelihood:
+    """What most have in common: nothing but the decoder's output, and training by the likelihood itself."""
+
+    def init(self, c: int) -> dict:
+        """Give the first values of parameters that are learned beside the decoder; {} if there are none."""
+        return {}
+
+    def complete(self, raw: Float[Array, "b h w r"], own: dict) -> Float[Array, "b h w p"]:
+        """Join what the decoder gives and the likelihood's own parameters."""
+        return raw
+
+    def support(self) -> np.ndarray:
+        """The levels that have a probability."""
+        return np.arange(256)
+
+
 @dataclass(frozen=True)
-class Softmax:
+class Softmax(_Likelihood):
     """A free categorical distribution over the 256 levels of every sub-pixel (the paper's decoder)."""
 
     def channels(self, c: int) -> int:
@@ -68,13 +106,12 @@ class Softmax:
         return 256 * c
 
     def _logits(self, params):
-        params = params.astype(jnp.float32)
-        return jax.nn.log_softmax(params.reshape(*params.shape[:-1], -1, 256), axis=-1)
+        return jax.nn.log_softmax(params.astype(jnp.float32).reshape(*params.shape[:-1], -1, 256), axis=-1)
 
     def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
         """Log probability of every sub-pixel, in nats."""
-        index = image.astype(jnp.int32)[..., None]
-        return jnp.take_along_axis(self._logits(params), index, axis=-1)[..., 0]
+        logits = self._logits(_checked(params, self.channels(image.shape[-1]), "a softmax"))
+        return jnp.take_along_axis(logits, image.astype(jnp.int32)[..., None], axis=-1)[..., 0]
 
     def mean(self, params: Float[Array, "b h w p"]) -> Float[Array, "b h w c"]:
         """The expected level, 0 to 255."""
@@ -82,30 +119,132 @@ class Softmax:
 
 
 @dataclass(frozen=True)
-class Logistic:
+class Logistic(_Likelihood):
     """A discretised logistic per sub-pixel: the decoder gives mean and log scale (Kingma et al. 2016)."""
 
     def channels(self, c: int) -> int:
         """The decoder's output channels for images of `c` channels."""
         return 2 * c
 
-    def _split(self, params):
-        mean, log_scale = jnp.split(params.astype(jnp.float32), 2, axis=-1)
-        # The decoder starts at a scale of e^-2 of half the range, about 17 levels.
-        log_scale = jnp.clip(log_scale - 2, -MAX_LOG_SCALE, MAX_LOG_SCALE) + math.log(127.5)
-        return to_levels(mean), log_scale
-
     def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
         """Log probability of every sub-pixel, in nats."""
-        return logistic_log_prob(image, *self._split(params))
+        params = _checked(params, self.channels(image.shape[-1]), "a logistic")
+        mean, log_scale = jnp.split(params, 2, axis=-1)
+        return logistic_log_prob(image, to_levels(mean), _log_scale(log_scale))
 
     def mean(self, params: Float[Array, "b h w p"]) -> Float[Array, "b h w c"]:
         """The centre of the distribution, in levels."""
-        return self._split(params)[0]
+        return to_levels(jnp.split(params.astype(jnp.float32), 2, axis=-1)[0])
 
 
 @dataclass(frozen=True)
-class SquaredError:
+class LogisticMixture(_Likelihood):
+    """Logistics mixed per pixel, the mean of a channel moved by the earlier ones (PixelCNN++, Salimans et al. 2017).
+
+    A channel's distribution is that given the earlier channels of its pixel; their product is that of the pixel.
+    """
+
+    components: int = 3
+
+    def channels(self, c: int) -> int:
+        """The decoder's output channels for images of `c` channels: weights, means, scales, couplings."""
+        return self.components * (1 + 2 * c + c * (c - 1) // 2)
+
+    def _split(self, params, c):
+        """Give log weights [...,M], means on the decoder's scale and log scales [...,C,M], couplings [...,C,C,M]."""
+        parts = params.reshape(*params.shape[:-1], -1, self.components)
+        weights, means, scales = jax.nn.log_softmax(parts[..., 0, :]), parts[..., 1 : 1 + c, :], parts[..., 1 + c :, :]
+        below = jnp.tanh(scales[..., c:, :])
+        rows, columns = np.tril_indices(c, -1)
+        couplings = jnp.zeros((*parts.shape[:-2], c, c, self.components)).at[..., rows, columns, :].set(below)
+        return weights, means, _log_scale(scales[..., :c, :]), couplings
+
+    def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
+        """Log probability of every sub-pixel given the earlier channels of its pixel, in nats."""
+        c = image.shape[-1]
+        params = _checked(params, self.channels(c), "a mixture of logistics")
+        weights, means, log_scales, couplings = self._split(params, c)
+        unit = ((image.astype(jnp.float32) - 127.5) / 127.5)[..., None]
+        result = []
+        for n in range(c):
+            moved = means[..., n, :] + jnp.sum(couplings[..., n, :n, :] * unit[..., :n, :], axis=-2)
+            level = jnp.broadcast_to(image[..., n, None], moved.shape)
+            joint = weights + logistic_log_prob(level, to_levels(moved), log_scales[..., n, :])
+            result.append(jax.nn.logsumexp(joint, axis=-1))
+            # What the channels so far say of the component; normalised again, so that no error adds up.
+            weights = jax.nn.log_softmax(joint)
+        return jnp.stack(result, axis=-1)
+
+    def mean(self, params: Float[Array, "b h w p"]) -> Float[Array, "b h w c"]:
+        """The centre of every component, couplings followed, weighted: in levels."""
+        per_component = params.shape[-1] // self.components  # 1 + 2c + c(c - 1)/2
+        c = (math.isqrt(9 + 8 * (per_component - 1)) - 3) // 2
+        weights, means, _, couplings = self._split(params.astype(jnp.float32), c)
+        centres = []
+        for n in range(c):
+            moved = means[..., n, :] + sum(couplings[..., n, m, :] * centres[m] for m in range(n))
+            centres.append(jnp.clip(moved, -1, 1))
+        return to_levels(jnp.sum(jnp.stack(centres, axis=-2) * jnp.exp(weights)[..., None, :], axis=-1))
+
+
+@dataclass(frozen=True)
+class Gaussian(_Likelihood):
+    """A discretised Gaussian; `shared` says how far its learned scale reaches: "global", "channel" or "pixel"."""
+
+    shared: str
+
+    def init(self, c: int) -> dict:
+        """Give the log scale, on the decoder's scale: [1] or [C]; {} if the decoder gives it."""
+        size = {"global": 1, "channel": c}
+        return {"log_scale": jnp.zeros(size[self.shared])} if self.shared in size else {}
+
+    def channels(self, c: int) -> int:
+        """The decoder's output channels for images of `c` channels."""
+        return 2 * c if self.shared == "pixel" else c
+
+    def complete(self, raw: Float[Array, "b h w r"], own: dict) -> Float[Array, "b h w p"]:
+        """Add the log scale to the decoder's means, unless it is there."""
+        if self.shared == "pixel":
+            return raw
+        raw = raw.astype(jnp.float32)
+        log_scale = jnp.broadcast_to(own["log_scale"].astype(jnp.float32).reshape(1, 1, 1, -1), raw.shape)
+        return jnp.concatenate([raw, log_scale], axis=-1)
+
+    def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
+        """Log probability of every sub-pixel, in nats."""
+        mean, log_scale = jnp.split(_checked(params, 2 * image.shape[-1], "a Gaussian"), 2, axis=-1)
+        return gaussian_log_prob(image, to_levels(mean), jnp.exp(_log_scale(log_scale, MAX_LOG_SCALE_GAUSSIAN)))
+
+    def mean(self, params: Float[Array, "b h w p"]) -> Float[Array, "b h w c"]:
+        """The centre of the distribution, in levels."""
+        return to_levels(jnp.split(params.astype(jnp.float32), 2, axis=-1)[0])
+
+
+@dataclass(frozen=True)
+class Bernoulli(_Likelihood):
+    """Black or white per sub-pixel, levels 0 and 255; any other level has no probability (log: -inf)."""
+
+    def channels(self, c: int) -> int:
+        """The decoder's output channels for images of `c` channels."""
+        return c
+
+    def support(self) -> np.ndarray:
+        """The levels that have a probability."""
+        return np.array([0, 255])
+
+    def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
+        """Log probability of every sub-pixel, in nats."""
+        logit = _checked(params, image.shape[-1], "a Bernoulli")
+        of_either = jax.nn.log_sigmoid(jnp.where(image == 255, logit, -logit))
+        return jnp.where((image == 0) | (image == 255), of_either, -jnp.inf)
+
+    def mean(self, params: Float[Array, "b h w p"]) -> Float[Array, "b h w c"]:
+        """The expected level, 0 to 255."""
+        return 255 * jax.nn.sigmoid(params.astype(jnp.float32))
+
+
+@dataclass(frozen=True)
+class SquaredError(_Likelihood):
     """Squared error in training; measured as a discretised Gaussian, one scale a channel, fitted to training images.
 
     Its `params` are [mean, scale] along channels, once `complete` has added the scale, in levels.
@@ -123,14 +262,15 @@ class SquaredError:
         """Squared error in levels, whose mean over images is the square of the best scale."""
         return (to_levels(raw.astype(jnp.float32)) - image.astype(jnp.float32)) ** 2
 
-    def complete(self, raw: Float[Array, "b h w c"], scale: Float[Array, "c"]) -> Float[Array, "b h w p"]:
-        """Add the fitted scale to what the decoder gives."""
+    def complete(self, raw: Float[Array, "b h w c"], own: dict) -> Float[Array, "b h w p"]:
+        """Add the fitted scale [C] to what the decoder gives; NaN, so no likelihood, as long as there is none."""
         raw = raw.astype(jnp.float32)
+        scale = own.get("scale", jnp.full(raw.shape[-1], jnp.nan, jnp.float32))
         return jnp.concatenate([raw, jnp.broadcast_to(scale.reshape(1, 1, 1, -1), raw.shape)], axis=-1)
 
     def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
         """Log probability of every sub-pixel, in nats."""
-        mean, scale = jnp.split(params, 2, axis=-1)
+        mean, scale = jnp.split(_checked(params, 2 * image.shape[-1], "a Gaussian"), 2, axis=-1)
         return gaussian_log_prob(image, to_levels(mean), scale)
 
     def mean(self, params: Float[Array, "b h w p"]) -> Float[Array, "b h w c"]:
@@ -138,4 +278,30 @@ class SquaredError:
         return to_levels(jnp.split(params, 2, axis=-1)[0])
 
 
-LIKELIHOODS = {"softmax": Softmax, "logistic": Logistic, "squared_error": SquaredError}
+@runtime_checkable
+class Likelihood(Protocol):
+    """What a family asks of a likelihood."""
+
+    def init(self, c: int) -> dict: ...
+
+    def channels(self, c: int) -> int: ...
+
+    def complete(self, raw: Array, own: dict) -> Array: ...
+
+    def support(self) -> np.ndarray: ...
+
+    def log_prob(self, params: Array, image: Images) -> Array: ...
+
+    def mean(self, params: Array) -> Array: ...
+
+
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "softmax": Softmax,
+    "logistic": Logistic,
+    "logistic_mixture": LogisticMixture,
+    "gaussian_global": partial(Gaussian, "global"),
+    "gaussian_channel": partial(Gaussian, "channel"),
+    "gaussian_pixel": partial(Gaussian, "pixel"),
+    "bernoulli": Bernoulli,
+    "squared_error": SquaredError,
+}

@@ -176,3 +176,49 @@ def revive(key: Key[Array, ""], ema: Ema, z_e: Float[Array, "b h w g d"], thresh
         count=jnp.where(dead, NEW_CODE_SHARE * share, ema.count),
         total=jnp.where(dead[..., None], fresh * NEW_CODE_SHARE * share, ema.total),
     )
+
+
+class Combinations(NamedTuple):
+    """Several distinct choices of codes per image: `indices` int32 [b,n,h,w,G], and `valid` bool [b,n]."""
+
+    indices: Array
+    valid: Array
+
+
+def nearest_combinations(z_e: Float[Array, "b h w g d"], codebook: Float[Array, "g k d"], num: int) -> Combinations:
+    """Find the `num` choices of codes of an image with the least total squared distance, the nearest codes first.
+
+    Those are the most probable ones under q(z | x) ~ exp(-distance / T), whatever T is. Exact: a choice that uses
+    something else than the num - 1 cheapest changes of one latent each has at least `num` cheaper ones before it.
+    `valid` is False where fewer exist.
+    """
+    squares = jnp.sum(codebook**2, axis=-1).reshape(1, 1, 1, *codebook.shape[:2])
+    distances = squares - 2 * jnp.einsum("bhwgd,gkd->bhwgk", z_e, codebook, precision="highest")
+    return Combinations(*jax.vmap(lambda one: _combinations_of_one(one, num))(distances))
+
+
+def _combinations_of_one(distances, num):
+    field, size = distances.shape[:-1], distances.shape[-1]
+    distances = distances.reshape(-1, size)
+    nearest = jnp.argmin(distances, axis=-1).astype(jnp.int32)
+    extra = distances - jnp.min(distances, axis=-1, keepdims=True)
+    extra = jnp.where(jnp.arange(size).reshape(1, -1) == nearest[:, None], jnp.inf, extra)
+    steps = min(max(num - 1, 1), extra.size)
+    cost, change = jax.lax.top_k(-extra.reshape(-1), steps)
+    cost, place, code = -cost, change // size, (change % size).astype(jnp.int32)
+
+    def consider(n, beam):
+        """Try change n on top of every choice so far, and keep the cheapest."""
+        costs, used = beam
+        taken = jnp.any(used & (place == place[n]).reshape(1, -1), axis=1)
+        new_costs = jnp.concatenate([costs, jnp.where(taken, jnp.inf, costs + cost[n])])
+        new_used = jnp.concatenate([used, used.at[:, n].set(True)])
+        best = jax.lax.top_k(-new_costs, num)[1]
+        return new_costs[best], new_used[best]
+
+    costs = jnp.full(num, jnp.inf, jnp.float32).at[0].set(0.0)
+    costs, used = jax.lax.fori_loop(0, steps, consider, (costs, jnp.zeros((num, steps), bool)))
+    # A change that isn't used is written nowhere.
+    rows = jnp.where(used, place.reshape(1, -1), len(nearest))
+    indices = jax.vmap(lambda where: nearest.at[where].set(code, mode="drop"))(rows)
+    return indices.reshape(num, *field), jnp.isfinite(costs)

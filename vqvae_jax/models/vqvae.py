@@ -4,30 +4,20 @@
 counted on training images once the run is done ({} before).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key
 
 from vqvae_jax import metrics
 from vqvae_jax.models import quantizer
-from vqvae_jax.models.likelihoods import Logistic, Softmax, SquaredError, round_to_uint8
-from vqvae_jax.models.networks import Decoder, Encoder
+from vqvae_jax.models.trunk import Bound, Images, Trunk
 
-Images = UInt8[Array | np.ndarray, "b h w c"]
 Codes = Int[Array | np.ndarray, "b y x g"]  # y, x: rows and columns of codes
-# Any scale gives a valid bound; below a tenth of a level nothing is gained, and 0 would divide by zero.
-MIN_SCALE = 0.1
-
-
-class Bound(NamedTuple):
-    """Nats per image, float32 [B] each: NLL <= rate + distortion, -log p(z) and -log P(x | z)."""
-
-    rate: Array
-    distortion: Array
 
 
 class Losses(NamedTuple):
@@ -42,9 +32,7 @@ class Losses(NamedTuple):
 class VQVAE:
     """A VQ-VAE with G codebooks per position, learned by `codebook_update`: "ema" (app. A.1) or "gradient" (eq. 3)."""
 
-    encoder: Encoder
-    decoder: Decoder
-    likelihood: Softmax | Logistic | SquaredError
+    trunk: Trunk
     codebook_size: int
     num_codebooks: int
     embedding_dim: int
@@ -53,17 +41,14 @@ class VQVAE:
     ema_decay: float
     ema_epsilon: float
     revival_threshold: float
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
+
+    prior_name = "uniform"
 
     def init(self, key: Key[Array, ""], images: Images):
         """Draw the networks and start the codebook at encoded vectors of `images`, the first batch."""
         encoder_key, decoder_key, codebook_key = jax.random.split(key, 3)
-        params = {"encoder": self.encoder.lazy_init(encoder_key, self._standardise(images))["params"]}
-        z_e = self._latents(params, images)
-        ema = quantizer.ema_init(codebook_key, z_e, self.codebook_size)
-        flat = jax.ShapeDtypeStruct((*z_e.shape[:3], self.num_codebooks * self.embedding_dim), z_e.dtype)
-        params["decoder"] = self.decoder.lazy_init(decoder_key, flat)["params"]
+        params = self.trunk.init(encoder_key, decoder_key, images, self.num_codebooks * self.embedding_dim)
+        ema = quantizer.ema_init(codebook_key, self._latents(params, images), self.codebook_size)
         if self.codebook_update == "ema":
             return {"params": params, "state": ema}
         params["codebook"] = quantizer.ema_codebook(ema, epsilon=0.0)
@@ -74,9 +59,8 @@ class VQVAE:
         images, params = batch["image"], variables["params"]
         z_e = self._latents(params, images)
         z_q, indices = quantizer.quantize(z_e, self.codebook(variables))
-        raw = self._raw(params, quantizer.straight_through(z_e, z_q))
         losses = Losses(
-            distortion=jnp.mean(self._training_distortion(raw, images)),
+            distortion=self.trunk.training_distortion(params, _flat(quantizer.straight_through(z_e, z_q)), images),
             codebook=quantizer.codebook_loss(z_e, z_q),
             commitment=quantizer.commitment_loss(z_e, z_q),
         )
@@ -85,16 +69,35 @@ class VQVAE:
         state = self._next_state(variables["state"], z_e, indices, key)
         return total, (state, self._training_metrics(losses, total, indices, images.shape[1:]))
 
-    def bound(self, variables, images: Images, key: Key[Array, ""] | None = None) -> Bound:
+    def bound(self, variables, images: Images, keys: Key[Array, "b"] | None = None) -> Bound:
         """Bound the NLL under the uniform prior: one term of the sum over z, so always valid (sec. 3.2)."""
         codes = self.encode(variables, images)
         rate = jnp.full((images.shape[0],), codes[0].size * jnp.log(float(self.codebook_size)))
         return Bound(rate=rate, distortion=self.distortion(variables, codes, images))
 
+    def several_codes_bound(
+        self, variables, images: Images, log_prior: Callable[[Array], Array], num: int
+    ) -> Float[Array, "b"]:
+        """Bound the NLL by the sum over `num` distinct codes, the chosen one among them: -log sum P(x | z) p(z), nats.
+
+        The codes are the most probable ones under q(z | x) ~ exp(-|z_e - e|^2 / T), the same for every T. A sum over
+        some codes is never below one of its terms nor above the sum over all, so this is a bound, and at least as
+        good as that of one code.
+        """
+        several = quantizer.nearest_combinations(
+            self._latents(variables["params"], images), self.codebook(variables), num
+        )
+
+        def add(n, total):
+            codes = several.indices[:, n]
+            joint = log_prior(codes) - self.distortion(variables, codes, images)
+            return jnp.logaddexp(total, jnp.where(several.valid[:, n], joint, -jnp.inf))
+
+        return -jax.lax.fori_loop(0, several.valid.shape[1], add, jnp.full(images.shape[0], -jnp.inf))
+
     def distortion(self, variables, codes: Codes, images: Images) -> Float[Array, "b"]:
         """-log P(x | z) in nats per image, in float32."""
-        log_prob = self.likelihood.log_prob(self.decode(variables, codes), images)
-        return -jnp.sum(log_prob, axis=(1, 2, 3))
+        return self.trunk.distortion(variables, self._vectors(variables, codes), images)
 
     def encode(self, variables, images: Images) -> Codes:
         """Images to code indices."""
@@ -102,16 +105,11 @@ class VQVAE:
 
     def decode(self, variables, codes: Codes) -> Float[Array, "b h w p"]:
         """Code indices to the parameters of the likelihood; squared error has a scale (else NaN) once fitted."""
-        raw = self._raw(variables["params"], quantizer.look_up(self.codebook(variables), jnp.asarray(codes)))
-        if isinstance(self.likelihood, SquaredError):
-            # Without a fitted scale there is a mean to look at, and no likelihood.
-            scale = variables["fitted"].get("scale", jnp.full(raw.shape[-1], jnp.nan))
-            return self.likelihood.complete(raw, scale)
-        return raw
+        return self.trunk.decode(variables, self._vectors(variables, codes))
 
     def decode_mean(self, variables, codes: Codes) -> Images:
         """Code indices to images, the mean of the likelihood rounded to 8-bit levels."""
-        return round_to_uint8(self.likelihood.mean(self.decode(variables, codes)))
+        return self.trunk.decode_mean(variables, self._vectors(variables, codes))
 
     def reconstruct(self, variables, images: Images) -> Images:
         """Images through the codes and back."""
@@ -129,36 +127,19 @@ class VQVAE:
         places = jnp.indices(codes.shape[1:], sparse=True)
         counts = jnp.zeros((*codes.shape[1:], self.codebook_size))
         counts = counts.at[(*(p[None] for p in places), codes)].add(mask.astype(jnp.float32).reshape(-1, 1, 1, 1))
-        sums = {"num_images": jnp.sum(mask), "code_counts": counts}
-        if isinstance(self.likelihood, SquaredError):
-            raw = self._raw(variables["params"], quantizer.look_up(self.codebook(variables), codes))
-            squares = self.likelihood.squared_levels(raw, images) * mask.reshape(-1, 1, 1, 1)
-            sums["squared_levels"] = jnp.sum(jnp.mean(squares, axis=(1, 2)), axis=0)
-        return sums
+        sums = self.trunk.fit_sums(variables["params"], self._vectors(variables, codes), images, mask)
+        return sums | {"code_counts": counts}
 
     def fit(self, sums):
         """Turn sums over training images into `fitted`: code counts [h,w,G,K], and a Gaussian's scale [C] in levels."""
-        fitted = {"code_counts": sums["code_counts"]}
-        if "squared_levels" in sums:
-            rms = jnp.sqrt(sums["squared_levels"] / sums["num_images"])
-            fitted["scale"] = jnp.maximum(rms, MIN_SCALE)
-        return fitted
-
-    def _standardise(self, images):
-        mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (self.pixel_mean, self.pixel_std))
-        return (images.astype(jnp.float32) / 255 - mean) / std
+        return {"code_counts": sums["code_counts"]} | self.trunk.fit(sums)
 
     def _latents(self, params, images):
-        z_e = jnp.asarray(self.encoder.apply({"params": params["encoder"]}, self._standardise(images)))
+        z_e = self.trunk.encode(params, images)
         return z_e.reshape(*z_e.shape[:3], self.num_codebooks, self.embedding_dim)
 
-    def _raw(self, params, z_q) -> Array:
-        return jnp.asarray(self.decoder.apply({"params": params["decoder"]}, z_q.reshape(*z_q.shape[:3], -1)))
-
-    def _training_distortion(self, raw, images):
-        if isinstance(self.likelihood, SquaredError):
-            return self.likelihood.loss(raw, images)
-        return -self.likelihood.log_prob(raw, images)
+    def _vectors(self, variables, codes):
+        return _flat(quantizer.look_up(self.codebook(variables), jnp.asarray(codes)))
 
     def _next_state(self, state, z_e, indices, key):
         if self.codebook_update == "gradient":
@@ -168,16 +149,19 @@ class VQVAE:
 
     def _training_metrics(self, losses, total, indices, image_shape):
         counts = quantizer.count_codes(indices, self.codebook_size)
-        log_k = jnp.log(float(self.codebook_size))
+        rate = metrics.nats_to_bits_per_dim(indices[0].size * jnp.log(float(self.codebook_size)), image_shape)
         result = {
             "loss_nats": total,
-            "rate": metrics.nats_to_bits_per_dim(indices[0].size * log_k, image_shape),
+            "rate": rate,
             "codebook_loss": losses.codebook,
             "commitment_loss": losses.commitment,
             "batch_perplexity": jnp.mean(metrics.perplexity(counts)),
             "batch_codebook_usage": jnp.mean(metrics.codebook_usage(counts)),
         }
-        if isinstance(self.likelihood, SquaredError):
-            return {**result, "half_squared_error": losses.distortion}
-        distortion = losses.distortion / jnp.log(2.0)
-        return {**result, "distortion": distortion, "bits_per_dim": result["rate"] + distortion}
+        result |= self.trunk.named_distortion(losses.distortion)
+        return result | ({"bits_per_dim": rate + result["distortion"]} if "distortion" in result else {})
+
+
+def _flat(vectors):
+    """Codes side by side: [b,h,w,G,D] to [b,h,w,G*D]."""
+    return vectors.reshape(*vectors.shape[:3], -1)

@@ -1,0 +1,130 @@
+"""What simple codes need for the same test images, in bits/dim: to read the models' figures against.
+
+    python -m experiments.anchors --dataset=cifar10 --data_dir=DIR [--sources=DIR] --out=FILE.json
+
+`uniform` and the histogram per position are distributions of the integers; the Gaussian is a density, measured at
+pixels to which a uniform draw of [0, 1) was added: its mean bounds that of the integers from above (Theis et al. 2016).
+PNG, WebP and JPEG XL are counted by their files. `--sources`: a folder of the files from which the images were
+decoded (CIFAR-10 (JPEG) is made of JPEG files), which are a lossless code for them, too.
+"""
+
+import argparse
+import datetime
+import io
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, features
+
+from vqvae_jax.data import sources
+from vqvae_jax.data.images import ArraySource
+from vqvae_jax.errors import InputError
+from vqvae_jax.metric_writer import write_json
+
+AT_ONCE = 1000
+JITTER = 1e-3  # squared levels added to the covariance's diagonal: margins of Fashion-MNIST never change
+
+
+def histogram_bits(train: np.ndarray, test: np.ndarray) -> float:
+    """One table of 256 frequencies for every position and channel, counted on training images, +1."""
+    train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    total = 0.0
+    for column in range(train.shape[1]):
+        counts = np.bincount(train[:, column], minlength=256) + 1
+        total -= np.log2(counts / counts.sum())[test[:, column]].sum()
+    return total / test.size
+
+
+def gaussian_bits(train: np.ndarray, test: np.ndarray) -> float:
+    """A Gaussian of full covariance fitted to training images, both with uniform noise in [0, 1)."""
+    random = np.random.default_rng(0)
+
+    def rows(images):
+        for start in range(0, len(images), AT_ONCE):
+            flat = images[start : start + AT_ONCE].reshape(-1, images[0].size).astype(np.float64)
+            yield flat + random.random(flat.shape)
+
+    size = train[0].size
+    total, products = np.zeros(size), np.zeros((size, size))
+    for part in rows(train):
+        total += part.sum(0)
+        products += part.T @ part
+    mean = total / len(train)
+    covariance = products / len(train) - np.outer(mean, mean) + JITTER * np.eye(size)
+    root = np.linalg.cholesky(covariance)
+    log_volume = np.log(np.diag(root)).sum()
+    squares = sum(np.sum(np.linalg.solve(root, (part - mean).T) ** 2) for part in rows(test))
+    nats = 0.5 * squares / len(test) + log_volume + 0.5 * size * math.log(2 * math.pi)
+    return nats / size / math.log(2)
+
+
+def file_bits(test: np.ndarray, kind: str, **options) -> float:
+    """Files of one image each, encoded losslessly by Pillow; every byte counts."""
+    size = 0
+    for image in test:
+        out = io.BytesIO()
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(out, kind, **options)
+        size += out.tell()
+    return 8 * size / test.size
+
+
+def anchors(train: ArraySource, validation: ArraySource, test: ArraySource, files: Path | None) -> dict[str, float]:
+    """Measure all that are installed; training images are those that models may see, validation included."""
+    known = np.concatenate([train.images, validation.images])
+    found = {
+        "uniform": 8.0,
+        "histogram per position": histogram_bits(known, test.images),
+        "Gaussian, full covariance": gaussian_bits(known, test.images),
+        "PNG": file_bits(test.images, "PNG", optimize=True),
+    }
+    if features.check("webp"):
+        found["WebP, lossless"] = file_bits(test.images, "WEBP", lossless=True, quality=100, method=6)
+    if ".jxl" in Image.registered_extensions():
+        found["JPEG XL, lossless"] = file_bits(test.images, "JXL", lossless=True, effort=9)
+    if files:
+        paths = [path for path in files.rglob("*") if path.is_file()]
+        if len(paths) != len(test.images):
+            raise InputError(f"{files} holds {len(paths)} files, the test split has {len(test.images)} images")
+        found["the source files themselves"] = 8 * sum(path.stat().st_size for path in paths) / test.images.size
+    return found
+
+
+def main():
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description="Bits/dim of simple codes for a test split.")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--title")
+    parser.add_argument("--sources", type=Path, help="the files from which the test images were decoded")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        if arguments.dataset not in sources.SOURCES:
+            raise InputError(f"unknown dataset {arguments.dataset!r}: known: {', '.join(sources.SOURCES)}")
+        opened = [sources.SOURCES[arguments.dataset](split, arguments.data_dir) for split in sources.SPLITS]
+        if not all(isinstance(split, ArraySource) for split in opened):
+            raise InputError(f"{arguments.dataset} doesn't fit into memory, which the full covariance needs")
+        found = anchors(*opened, arguments.sources)  # pyright: ignore - all are ArraySource
+    except InputError as error:
+        parser.error(str(error))
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    result = {
+        "dataset": arguments.title or arguments.dataset,
+        "bits_per_dim": {name: round(value, 4) for name, value in found.items()},
+        "command": f"python -m experiments.anchors --dataset={arguments.dataset} --data_dir=DIR --out=FILE",
+        "commit": head.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+        "versions": {"pillow": Image.__version__, "numpy": np.__version__},
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out, result)
+    for name, value in found.items():
+        print(f"{value:7.3f}  {name}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Train every family for the same time with the same networks, measure them, and draw them beside each other.
+
+    python -m experiments.compare_families --dataset=cifar10 --data_dir=DIR --minutes=12 --seeds=2 [--bounds]
+    python -m experiments.compare_families --dataset=cifar10 --data_dir=DIR --minutes=6 --sweep
+
+The minutes are turned into a number of steps for each family once, by timing, and kept; whatever is finished is not
+done again, and a run that was stopped goes on. `--bounds` then measures what takes many passes of the decoder: bounds
+of many draws, and what a VQ-VAE's other codes are worth. `--sweep` trains VQ-VAEs of several rates instead. Every run
+is the ordinary program in a process of its own. Writes `DATASET_FAMILY_SEED.json`, `DATASET.md` and figures to `--out`.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+
+from configs import families
+from vqvae_jax import __version__, api, builders, sharding
+from vqvae_jax.data import batches
+from vqvae_jax.errors import InputError
+from vqvae_jax.evaluate import other_bounds
+from vqvae_jax.metric_writer import read_record, write_json
+from vqvae_jax.train_step import init_state, make_train_step
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+TITLES = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST", "photos": "photos"}
+SWEEP = {  # name: overrides of the VQ-VAE's latents
+    "2x64": {"num_codebooks": 2, "codebook_size": 64},
+    "5x32": {"num_codebooks": 5, "codebook_size": 32},
+    "5x512": {"num_codebooks": 5, "codebook_size": 512},
+    "12x128": {"num_codebooks": 12, "codebook_size": 128},
+}
+SHORT = {"train.eval_every": 8, "train.checkpoint_every": 8, "train.log_every": 200}  # times in a run
+KEPT = ("bits_per_dim", "rate", "distortion", "psnr", "ssim", "mse", "samples", "prior", "standard_errors")
+KEPT += ("priors", "codebook_usage", "perplexity", "codebook_size", "num_codebooks", "num_images", "likelihood")
+
+
+def seconds_per_step(config: dict, source) -> float:
+    """Time steps of a family, the median of a few after the first, which compiles."""
+    mesh, size = sharding.make_mesh(), config["data"]["batch_size"]
+    model = builders.build_model(config["model"], source.image_shape)
+    optimizer = builders.build_optimizer(config["optimizer"], 1000)
+    made = [sharding.put_batch(batches.batch_at(source, size, 0, True, n), mesh) for n in range(4)]
+    state = init_state(model, optimizer, 0, made[0]["image"], mesh)
+    step, times = make_train_step(model, optimizer, 0, mesh), []
+    for n in range(60):
+        begin = time.perf_counter()
+        state, values = step(state, made[n % len(made)])
+        jax.block_until_ready((state, values))
+        times.append(time.perf_counter() - begin)
+        if sum(times[1:]) > 30 and n > 3:
+            break
+    return statistics.median(times[1:])
+
+
+def plan(arguments, family: str) -> int:
+    """Turn the minutes into steps; done once for a data set and family, and read from a file from then on."""
+    path = arguments.runs / f"steps_{arguments.dataset}_{arguments.minutes:g}_minutes.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if family not in known:
+        config = families.get_config(family).to_dict()
+        config["data"] |= {"name": arguments.dataset, "data_dir": arguments.data_dir}
+        seconds = seconds_per_step(config, builders.build_source(config["data"], "validation"))
+        known[family] = {"seconds_per_step": seconds, "steps": max(2, round(60 * arguments.minutes / seconds))}
+        write_json(path, known)
+    return known[family]["steps"]
+
+
+def train(arguments, family: str, workdir: Path, seed: int, overrides: dict) -> int:
+    """Run the ordinary program, if the run is not finished; give the most memory that it took, in MB."""
+    steps = overrides["train.num_steps"]
+    overrides |= {key: max(1, steps // times) for key, times in SHORT.items()}
+    overrides |= {"optimizer.warmup_steps": min(200, steps // 10), "eval.samples": 0, "seed": seed}
+    overrides |= {"data.name": arguments.dataset} | arguments.set
+    line = [sys.executable, "-m", "vqvae_jax.main", f"--config=configs/families.py:{family}", f"--workdir={workdir}"]
+    line += [f"--config.{key}={value}" for key, value in overrides.items()]
+    line += [f"--data_dir={arguments.data_dir}"] if arguments.data_dir else []
+    process = subprocess.Popen(line)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        sys.exit(f"stopped: {' '.join(line)}")
+    return usage.ru_maxrss // 1024
+
+
+def training_minutes(record: list[dict], batch_size: int) -> list[tuple[int, float]]:
+    """Add up, at every logged step, the time of the steps so far: validation, pauses and compilation left out."""
+    step, minutes, points = 0, 0.0, []
+    for line in record:
+        if "images_per_second" in line:
+            minutes += (line["step"] - step) * batch_size / line["images_per_second"] / 60
+            step = line["step"]
+            points.append((step, minutes))
+    return points
+
+
+def row_of(arguments, family: str, workdir: Path, seed: int, memory_mb: int, name: str) -> dict:
+    """Gather what is known of a finished run."""
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    config = json.loads((workdir / "config.json").read_text())
+    record = read_record(workdir)
+    clock = training_minutes(record, config["data"]["batch_size"])
+    logged, minutes = zip(*clock, strict=True)
+    run = api.load(workdir, arguments.data_dir)
+    curve = [
+        {"step": line["step"], "minutes": float(np.interp(line["step"], logged, minutes))}
+        | {key[5:]: line[key] for key in ("eval/bits_per_dim", "eval/distortion") if key in line}
+        for line in record
+        if "eval/distortion" in line
+    ]
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "family": family,
+        "name": name,
+        "dataset": arguments.title,
+        "seed": seed,
+        "steps": run.meta["step"],
+        "training_minutes": round(minutes[-1], 1),
+        **{key: evaluation[key] for key in KEPT if key in evaluation},
+        "parameters": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
+        "most_memory_mb": memory_mb,
+        "batch_size": config["data"]["batch_size"],
+        "curve": curve,
+        "model": config["model"],
+        "command": f"python -m experiments.compare_families {' '.join(arguments.said)}",
+        "commit": head.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].platform}",
+        "versions": {"vqvae_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+    }
+
+
+def add_bounds(arguments, path: Path, workdir: Path) -> None:
+    """Measure what takes many passes of the decoder, and add it to a row."""
+    row = json.loads(path.read_text())
+    if "other_bounds" in row:
+        return
+    run = api.load(workdir, arguments.data_dir)
+    source = builders.build_source(run.meta["config"]["data"], "test")
+    wanted = families.get_config(row["family"]).to_dict()["eval"] | {"test_images": arguments.images}
+    row["other_bounds"] = other_bounds(run, source, wanted)
+    write_json(path, row)
+
+
+def read_rows(arguments, pattern: str) -> list[dict]:
+    """Read the rows that are there."""
+    rows = [json.loads(path.read_text()) for path in sorted(arguments.out.glob(f"{arguments.slug}_{pattern}.json"))]
+    return [row for row in rows if "family" in row]
+
+
+def _mean_and_spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    return f"{statistics.mean(known):.3f}" + (f" ± {(max(known) - min(known)) / 2:.3f}" if len(known) > 1 else "")
+
+
+def write_table(arguments, rows: list[dict]) -> str:
+    """Write the comparison as Markdown: the mean over seeds, ± half of what lies between them."""
+    lines = [
+        "| family | seeds | steps | minutes | **bits/dim** | rate | distortion | PSNR, dB | SSIM | memory, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for family in sorted({row["family"] for row in rows}, key=lambda f: _order(rows, f)):
+        mine = [row for row in rows if row["family"] == family]
+        name = family + (f" (bound of {mine[0]['samples']} draws)" if mine[0]["samples"] > 1 else "")
+        numbers = [_mean_and_spread([row[key] for row in mine]) for key in ("bits_per_dim", "rate", "distortion")]
+        pictures = [_mean_and_spread([row[key] for row in mine]) for key in ("psnr", "ssim")]
+        minutes = statistics.mean(row["training_minutes"] for row in mine)
+        memory = max(row["most_memory_mb"] for row in mine)
+        cells = [name, len(mine), f"{mine[0]['steps']:,}", f"{minutes:.1f}", *numbers, *pictures, f"{memory:,}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    anchors = arguments.out / f"{arguments.slug}_anchors.json"
+    if anchors.is_file():
+        lines += ["", "| for comparison, the same test images | bits/dim |", "|---|---:|"]
+        found = json.loads(anchors.read_text())["bits_per_dim"]
+        lines += [f"| {name} | {value:.3f} |" for name, value in found.items()]
+    text = "\n".join(lines) + "\n"
+    (arguments.out / f"{arguments.slug}.md").write_text(text)
+    return text
+
+
+def _order(rows, family):
+    known = [row["bits_per_dim"] for row in rows if row["family"] == family and row["bits_per_dim"] is not None]
+    return statistics.mean(known) if known else math.inf
+
+
+def draw_curves(arguments, rows: list[dict]) -> None:
+    """Draw the bound on validation images against steps and against training time."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    names = sorted({row["family"] for row in rows if row["bits_per_dim"] is not None})
+    for row in rows:
+        points = [point for point in row["curve"] if point.get("bits_per_dim") is not None]
+        for axis, key in zip(axes, ("step", "minutes"), strict=True):
+            if points:
+                label = row["family"] if row["seed"] == 0 else None
+                color = f"C{names.index(row['family'])}"
+                values = [point["bits_per_dim"] for point in points]
+                axis.plot([point[key] for point in points], values, "o-", ms=3, lw=1.2, color=color, label=label)
+    for axis, label in zip(axes, ("step", "minutes of training, two cores"), strict=True):
+        axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="bits/dim, bound on validation images", xscale="log")
+    axes[1].legend(frameon=False)
+    figure.suptitle(f"{arguments.title}: one network, batch {rows[0]['batch_size']}, every seed a line")
+    _save(figure, arguments.out / f"{arguments.slug}_curves")
+
+
+def draw_sweep(arguments, rows: list[dict]) -> None:
+    """Draw distortion against rate for VQ-VAEs of several capacities."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    rows = sorted(rows, key=lambda row: row["rate"])
+    axis.plot([row["rate"] for row in rows], [row["distortion"] for row in rows], "o-", color="C0")
+    for row in rows:
+        text = f"{row['num_codebooks']} × K = {row['codebook_size']}: {row['bits_per_dim']:.3f}"
+        axis.annotate(text, (row["rate"], row["distortion"]), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    axis.margins(x=0.25, y=0.12)
+    axis.set(xlabel="rate (unigram prior), bits/dim", ylabel="distortion, bits/dim")
+    axis.set_title(
+        f"{arguments.title}: VQ-VAEs of {rows[0]['training_minutes']:.0f} minutes, bits/dim beside the points"
+    )
+    axis.grid(alpha=0.3)
+    _save(figure, arguments.out / f"{arguments.slug}_sweep")
+
+
+def _save(figure, path: Path) -> None:
+    for suffix in ("svg", "png"):
+        figure.savefig(f"{path}.{suffix}", dpi=120)
+    plt.close(figure)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def compare(arguments) -> None:
+    """Train and measure what is missing; write the table and the figures after every run."""
+    jobs = [(family, seed, family, {}) for seed in range(arguments.seeds) for family in arguments.families]
+    if arguments.sweep:
+        jobs = [("vqvae", 0, f"sweep_{name}", changes) for name, changes in SWEEP.items()]
+    for family, seed, name, changes in jobs:
+        path = arguments.out / f"{arguments.slug}_{name}_{seed}.json"
+        workdir = arguments.runs / f"{arguments.dataset}_{name}_{seed}"
+        if not path.is_file():
+            overrides = {f"model.{key}": value for key, value in changes.items()}
+            overrides["train.num_steps"] = plan(arguments, family)
+            memory = train(arguments, family, workdir, seed, overrides)
+            write_json(path, row_of(arguments, family, workdir, seed, memory, name))
+        if arguments.bounds:
+            add_bounds(arguments, path, workdir)
+        rows = read_rows(arguments, "sweep_*") if arguments.sweep else read_rows(arguments, "[!s]*_[0-9]*")
+        (draw_sweep if arguments.sweep else draw_curves)(arguments, rows)
+        if not arguments.sweep:
+            print(write_table(arguments, rows), flush=True)
+
+
+def main():
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description="Train all families on equal terms and compare them.")
+    parser.add_argument("--dataset", default="cifar10", help="photos, cifar10, fashion_mnist, ...")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--title", help="what to call the data")
+    parser.add_argument("--minutes", type=float, default=12, help="of training, a run")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--families", nargs="+", default=list(families.FAMILIES), choices=families.FAMILIES)
+    parser.add_argument("--sweep", action="store_true", help="VQ-VAEs of several capacities instead")
+    parser.add_argument("--bounds", action="store_true", help="also bounds of many draws and codes")
+    parser.add_argument("--images", type=int, default=0, help="of the test split for those; 0: all")
+    parser.add_argument("--set", type=_setting, nargs="*", default=[], metavar="KEY=VALUE", help="config overrides")
+    parser.add_argument("--runs", type=Path, default=Path("runs/families"))
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/families"))
+    arguments = parser.parse_args()
+    arguments.said = [word for word in sys.argv[1:] if not word.startswith(("--data_dir", "--runs", "--out"))]
+    arguments.set = dict(arguments.set)
+    arguments.title = str(arguments.title or TITLES.get(arguments.dataset, arguments.dataset))
+    arguments.slug = arguments.title.lower().replace(" ", "_").replace("(", "").replace(")", "").replace("/", "_")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    try:
+        compare(arguments)
+    except InputError as error:
+        parser.error(str(error))
+    rows = read_rows(arguments, "*")
+    print(json.dumps([{key: row[key] for key in ("name", "seed", "steps", "bits_per_dim")} for row in rows]))
+
+
+if __name__ == "__main__":
+    main()

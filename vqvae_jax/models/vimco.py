@@ -1,0 +1,88 @@
+"""The categorical latent variable model trained by VIMCO (Mnih & Rezende 2016): several draws, no relaxation."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vqvae_jax import metrics
+from vqvae_jax.models.categorical import Categorical, draw_codes, kl_to_uniform, log_prob_of
+
+# So many draws go through the decoder at once, so memory doesn't grow with their number.
+DRAWS_AT_ONCE = 5
+
+
+class Signals(NamedTuple):
+    """The multi-sample bound [B] (a lower bound on log p, in nats) and what each draw learned of it, [S,B] each."""
+
+    bound: Array
+    advantage: Array
+    weight: Array
+
+
+def signals(log_weights: Float[Array, "s b"]) -> Signals:
+    """Compare the bound of all S draws with that where one is replaced by the mean of the others' logs (eq. 8-10).
+
+    `weight` is each draw's share of the sum.
+    """
+    size = log_weights.shape[0]
+    total = jax.nn.logsumexp(log_weights, axis=0)
+    others = (jnp.sum(log_weights, axis=0, keepdims=True) - log_weights) / (size - 1)
+    # log of the sum with draw s replaced: the S x S table is tiny beside the images.
+    eye = jnp.eye(size, dtype=bool)[..., None]
+    without = jax.nn.logsumexp(jnp.where(eye, others[:, None], log_weights[None]), axis=1)
+    return Signals(total - jnp.log(float(size)), total[None] - without, jnp.exp(log_weights - total[None]))
+
+
+@dataclass(frozen=True)
+class Vimco(Categorical):
+    """Trained on the bound of `samples` draws, and reported by it."""
+
+    samples: int
+
+    @property
+    def headline_samples(self) -> int:
+        """Draws of the bound that is reported."""
+        return self.samples
+
+    def loss(self, variables, batch, key: Key[Array, ""]):
+        """Give the negative multi-sample bound in nats per sub-pixel, and (no state, metrics in bits/dim).
+
+        Its gradient is VIMCO's: that of sum_s [advantage_s log q(z_s) + weight_s log P(x, z_s) / q(z_s)], the factors
+        being constants (eq. 6 and 10); its value is the bound's.
+        """
+        images, params = batch["image"], variables["params"]
+        log_q = self.log_q(params, images)
+        codes = self._draws(log_q, key)  # [S,B,h,w,G]
+        log_q_of_draws = jax.vmap(log_prob_of, (None, 0))(log_q, codes)
+        log_p = self._log_joint(params, codes, images)
+        learned = jax.lax.stop_gradient(signals(log_p - log_q_of_draws))
+        surrogate = learned.advantage * log_q_of_draws + learned.weight * (log_p - log_q_of_draws)
+        gradient_part = jnp.mean(jnp.sum(surrogate, axis=0))
+        bound = jnp.mean(learned.bound) + gradient_part - jax.lax.stop_gradient(gradient_part)
+        bits = metrics.nats_to_bits_per_dim(-bound, images.shape[1:])
+        kl = metrics.nats_to_bits_per_dim(jnp.mean(kl_to_uniform(log_q)), images.shape[1:])
+        effective = jnp.mean(1 / jnp.sum(learned.weight**2, axis=0))
+        result = {"loss_nats": -bound / images[0].size, "bits_per_dim": bits, "rate": kl, "effective_draws": effective}
+        return result["loss_nats"], ((), result)
+
+    def _draws(self, log_q, key):
+        uniforms = jax.random.uniform(key, (self.samples * log_q[..., 0].size,))
+        return jax.vmap(draw_codes, (None, 0))(log_q, uniforms.reshape(self.samples, *log_q.shape[:4]))
+
+    def _log_joint(self, params, codes, images):
+        """Log P(x | z) p(z) of every draw, [S,B]; activations are made again for the gradient instead of kept."""
+        batch = images.shape[0]
+
+        @jax.checkpoint
+        def of_some(params, some):
+            repeated = jnp.broadcast_to(images[None], (len(some), *images.shape)).reshape(-1, *images.shape[1:])
+            distortion = self.distortion({"params": params}, some.reshape(-1, *some.shape[2:]), repeated)
+            return -distortion.reshape(len(some), batch)
+
+        size = next(n for n in range(min(DRAWS_AT_ONCE, self.samples), 0, -1) if self.samples % n == 0)
+        parts = [of_some(params, codes[start : start + size]) for start in range(0, self.samples, size)]
+        log_p_z = -codes[0, 0].size * jnp.log(float(self.codebook_size))
+        return jnp.concatenate(parts) + log_p_z
