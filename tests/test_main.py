@@ -40,15 +40,12 @@ def folder(tmp_path_factory, photo_dir):
 def test_training_writes_and_names_everything(folder):
     out = (folder / "stdout").read_text()
     run = folder / "runs" / "quickstart-smoke"
-    for name in (
-        "figures/curves.png",
-        "figures/reconstructions.png",
-        "evaluation.json",
-        "metrics.jsonl",
-        "checkpoints/model/2",
-    ):
+    for name in ("evaluation.json", "metrics.jsonl", "checkpoints/model/2"):
         assert f"runs/quickstart-smoke/{name}" in out
         assert (run / name).exists()
+    figures = ["curves.png", "extremes.png", "per_class.png", "reconstructions.png"]
+    assert f"runs/quickstart-smoke/figures/: {', '.join(figures)}" in out
+    assert sorted(path.name for path in (run / "figures").iterdir()) == figures
     assert (run / "config.json").exists()
     assert any((run / "tensorboard").iterdir())
     result = json.loads((run / "evaluation.json").read_text())

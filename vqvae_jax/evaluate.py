@@ -4,7 +4,6 @@ Per-image values are summed in float64 and divided once, so neither batch size n
 """
 
 import math
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -143,11 +142,9 @@ def other_bounds(run: Run, source: Source, options: dict) -> list[dict]:
 
 
 def _bound_of(run, source, kind, bound, k, num_images) -> dict:
-    begin = time.perf_counter()
     nats = np.concatenate([bound(images, k) for images, _, _ in _chunks(source, num_images)])
     bits = metrics.nats_to_bits_per_dim(nats, source.image_shape)
-    result = {kind: k, "num_images": len(bits), "bits_per_dim": _mean(bits), "standard_error": _standard_error(bits)}
-    return result | {"seconds": round(time.perf_counter() - begin, 1)}
+    return {kind: k, "num_images": len(bits), "bits_per_dim": _mean(bits), "standard_error": _standard_error(bits)}
 
 
 def _mean(values) -> float | None:

@@ -21,7 +21,7 @@ from vqvae_jax import api, builders, plots
 from vqvae_jax.data import transforms
 from vqvae_jax.data.images import MODES, Source
 from vqvae_jax.errors import InputError, is_out_of_space
-from vqvae_jax.evaluate import measure, other_bounds, print_table, summarise
+from vqvae_jax.evaluate import Measured, measure, other_bounds, print_table, summarise
 from vqvae_jax.metric_writer import read_record, write_json
 from vqvae_jax.train import Stopped, train
 
@@ -36,6 +36,7 @@ OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the PNG to write; def
 NUM = flags.DEFINE_integer("num", 32, "reconstruct: how many images of the split.", lower_bound=1)
 
 GRID_COLUMNS = 16
+EXTREMES = 16  # images with the fewest bits, and as many with the most
 
 
 def run_train() -> None:
@@ -53,7 +54,7 @@ def run_train() -> None:
     save_reconstructions(run, workdir / "figures" / "reconstructions.png", source)
     title = f"{run.meta['config']['data']['name']}, {run.meta['step']} steps"
     plots.save_curves(workdir / "figures" / "curves.png", read_record(workdir), title)
-    print(f"figures:     {workdir}/figures/curves.png, {workdir}/figures/reconstructions.png")
+    print(f"figures:     {workdir}/figures/: {', '.join(sorted(p.name for p in (workdir / 'figures').glob('*.png')))}")
     print(f"table:       {workdir}/evaluation.json")
     print(f"log:         {workdir}/metrics.jsonl   (curves: tensorboard --logdir {workdir}/tensorboard)")
     print(f"checkpoint:  {workdir}/checkpoints/model/{run.meta['step']}")
@@ -102,7 +103,30 @@ def report(run: api.Run, workdir: Path, source: Source) -> Path:
     path = workdir / ("evaluation.json" if source.split == "test" else f"evaluation_{source.split}.json")
     write_json(path, result)
     print_table(result)
+    save_figures(run, workdir / "figures", source, measured)
     return path
+
+
+def save_figures(run: api.Run, folder: Path, source: Source, measured: Measured) -> None:
+    """Draw a box of bits/dim per class, the images with the least and the most, and samples if there is a p(z)."""
+    suffix = "" if source.split == "test" else f"_{source.split}"
+    key = "bits_per_dim" if "bits_per_dim" in measured.per_image else "distortion"
+    values = measured.per_image[key]
+    if np.isfinite(values).all() and len(values):
+        label = "bits/dim of an image" if key == "bits_per_dim" else "distortion of an image, bits/dim (no bound)"
+        title = f"{source.name}, {source.split} split"
+        plots.save_box_plot(
+            folder / f"per_class{suffix}.png", values, measured.labels, source.class_names, label, title
+        )
+        order = np.argsort(values)[:EXTREMES], np.argsort(-values)[:EXTREMES]
+        rows = [source.take(measured.rows[chosen])["image"] for chosen in order]
+        pairs = [part for images in rows for part in (images, run.reconstruct(images))]
+        plots.save_grid(folder / f"extremes{suffix}.png", pairs)
+    if hasattr(run.model, "sample_latents"):
+        images = run.sample(4 * GRID_COLUMNS)
+        plots.save_grid(folder / "samples.png", list(images.reshape(4, GRID_COLUMNS, *images.shape[1:])))
+        if run.prior is None:
+            print("samples.png: of a Gaussian fitted to training latents after the fact; an autoencoder has no p(z)")
 
 
 def save_reconstructions(run: api.Run, path: Path, source: Source) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from vqvae_jax.errors import InputError
 
 GAP = 2
+MOST_BOXES = 40  # classes in a box plot
 MIN_SIDE = 64  # smaller images are enlarged to this, pixel by pixel, so that they can be looked at
 
 
@@ -83,6 +84,37 @@ def _enlarged(rows: list[np.ndarray]) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
+def save_box_plot(path: str | Path, values: np.ndarray, labels: np.ndarray, names, axis_label: str, title: str) -> None:
+    """Draw how a measure of the images [N] is spread in each class: median, quartiles, and 1.5 times their distance."""
+    plt = _pyplot()
+    groups = {name: values[labels == n] for n, name in enumerate(names) if np.any(labels == n)}
+    if len(groups) > MOST_BOXES:
+        groups = {f"all {len(groups)} classes": values}
+    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.33 * len(groups)), layout="constrained")
+    axis.boxplot(
+        list(groups.values())[::-1], orientation="horizontal", tick_labels=list(groups)[::-1], sym=".", widths=0.6
+    )
+    axis.set(xlabel=axis_label, title=title)
+    axis.grid(alpha=0.3, axis="x")
+    _save(figure, path)
+
+
+def _pyplot():
+    """Matplotlib, imported where it is needed: it takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure, path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    _pyplot().close(figure)
+
+
 CURVES = {  # panel title: metric stem, the axis
     "negative log-likelihood bound": ("bits_per_dim", "bits/dim"),
     "distortion, −log P(x | z)": ("distortion", "bits/dim"),
@@ -93,11 +125,7 @@ CURVES = {  # panel title: metric stem, the axis
 
 def save_curves(path: str | Path, record: list[dict], title: str) -> None:
     """Draw training and validation curves from the lines of `metrics.jsonl`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     known = {key.rpartition("/")[2].removeprefix("batch_") for line in record for key in line}
     panels = {name: panel for name, panel in CURVES.items() if panel[0] in known}
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False)
@@ -122,6 +150,4 @@ def save_curves(path: str | Path, record: list[dict], title: str) -> None:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8)
     figure.suptitle(title)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)

@@ -91,12 +91,12 @@ class Categorical:
         return jax.random.randint(key, (*shape, self.num_codebooks), 0, self.codebook_size)
 
     def fit_sums(self, variables, images: Images, mask):
-        """Nothing is fitted."""
+        """Nothing is fitted, so nothing but images is counted."""
         return {"num_images": jnp.sum(mask)}
 
     def fit(self, sums):
-        """Nothing is fitted."""
-        return {}
+        """Nothing is fitted; the number of images says that the run was finished."""
+        return sums
 
     def vectors(self, params, codes: Codes) -> Float[Array, "b y x d"]:
         """Fetch the vectors of codes, those of a position side by side."""

@@ -1,0 +1,104 @@
+"""The experiments behind the comparison: anchors against SciPy, and the whole command in small."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from experiments import anchors, compare_families
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def arrays():
+    coarse = np.random.default_rng(0).integers(0, 256, (70, 2, 2, 1))
+    noise = np.random.default_rng(1).integers(-20, 20, (70, 3, 4, 1))
+    images = np.clip(np.repeat(np.repeat(coarse, 2, 1), 2, 2)[:, :3] + noise, 0, 255).astype(np.uint8)
+    return images[:50], images[50:]
+
+
+def test_histogram_is_one_table_for_every_position(arrays):
+    train, test = arrays
+    bits = []
+    for image in test:
+        for place in np.ndindex(image.shape):
+            same = np.sum(train[(slice(None), *place)] == image[place])
+            bits.append(-math.log2((same + 1) / (len(train) + 256)))
+    np.testing.assert_allclose(anchors.histogram_bits(train, test), np.mean(bits), rtol=1e-10)
+
+
+def test_gaussian_is_scipys_at_the_same_noisy_pixels(arrays, monkeypatch):
+    monkeypatch.setattr(anchors, "AT_ONCE", 7)
+    noise = np.random.default_rng(0)
+    train, test = (np.concatenate([_noisy(part[n : n + 7], noise) for n in range(0, len(part), 7)]) for part in arrays)
+    covariance = np.cov(train.T, bias=True) + anchors.JITTER * np.eye(12)
+    nats = -stats.multivariate_normal(train.mean(0), covariance).logpdf(test).mean()
+    # The same draws: the noise of the training images comes first, and SciPy is given nothing else.
+    np.testing.assert_allclose(anchors.gaussian_bits(*arrays), nats / 12 / math.log(2), rtol=1e-6)
+
+
+def _noisy(images, random):
+    flat = images.reshape(len(images), -1).astype(float)
+    return flat + random.random(flat.shape)
+
+
+def test_files_are_counted_to_the_byte_and_are_lossless(arrays):
+    _, test = arrays
+    size = 0
+    for image in test:
+        out = io.BytesIO()
+        Image.fromarray(image[..., 0]).save(out, "WEBP", lossless=True, quality=100, method=6)
+        np.testing.assert_array_equal(np.asarray(Image.open(out).convert("L")), image[..., 0])
+        size += len(out.getvalue())
+    got = anchors.file_bits(test, "WEBP", lossless=True, quality=100, method=6)
+    np.testing.assert_allclose(got, 8 * size / test.size)
+
+
+def test_training_time_leaves_out_what_is_not_training():
+    record = [{"step": 10, "images_per_second": 32.0}, {"step": 10, "eval/distortion": 1.0}]
+    record += [{"step": 30, "images_per_second": 64.0}]
+    points = compare_families.training_minutes(record, 32)
+    np.testing.assert_allclose(points, [(10, 10 / 60), (30, 20 / 60)])
+
+
+@pytest.mark.slow
+def test_the_comparison_runs_goes_on_and_does_nothing_twice(tmp_path, photo_dir):
+    line = [sys.executable, "-m", "experiments.compare_families", "--dataset=photos", f"--data_dir={photo_dir}"]
+    line += [
+        "--minutes=0.002",
+        "--seeds=1",
+        "--bounds",
+        "--images=8",
+        f"--runs={tmp_path}/runs",
+        f"--out={tmp_path}/out",
+    ]
+    line += ["--families", "vae", "vqvae", "autoencoder", "--set", "model.hidden=8", "model.residual_units=8"]
+    line += ["eval.test_images=16", "eval.validation_images=8", "eval.final_fit_images=32", "eval.fit_images=8"]
+
+    def run():
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    out = run()
+    rows = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out").glob("photos_*_0.json")}
+    assert rows.keys() == {"photos_vae_0.json", "photos_vqvae_0.json", "photos_autoencoder_0.json"}
+    vae, vqvae = rows["photos_vae_0.json"], rows["photos_vqvae_0.json"]
+    assert {bound["draws"] for bound in vae["other_bounds"]} == {1, 64, 1000}
+    assert [bound["codes"] for bound in vqvae["other_bounds"]] == [1, 64]
+    assert vqvae["other_bounds"][1]["bits_per_dim"] <= vqvae["other_bounds"][0]["bits_per_dim"]
+    assert rows["photos_autoencoder_0.json"]["bits_per_dim"] is None
+    assert "| vae |" in out
+    assert str(photo_dir) not in json.dumps(rows)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("photos_*_0.json")}
+    run()
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("photos_*_0.json")}
+    assert Image.open(tmp_path / "out" / "photos_curves.png").size[0] > 500
