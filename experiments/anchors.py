@@ -9,6 +9,7 @@ decoded (CIFAR-10 (JPEG) is made of JPEG files), which are a lossless code for t
 """
 
 import argparse
+import contextlib
 import datetime
 import io
 import json
@@ -19,13 +20,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
-from vqvae_jax.data import sources
-from vqvae_jax.data.images import ArraySource
+from vqvae_jax.data import sources, transforms
+from vqvae_jax.data.images import MODES, ArraySource
 from vqvae_jax.errors import InputError
 from vqvae_jax.metric_writer import write_json
 
+with contextlib.suppress(ImportError):
+    import pillow_jxl  # noqa: F401 # pyright: ignore - optional, it teaches Pillow JPEG XL
+
 AT_ONCE = 1000
-JITTER = 1e-3  # squared levels added to the covariance's diagonal: margins of Fashion-MNIST never change
 
 
 def histogram_bits(train: np.ndarray, test: np.ndarray) -> float:
@@ -53,7 +56,7 @@ def gaussian_bits(train: np.ndarray, test: np.ndarray) -> float:
         total += part.sum(0)
         products += part.T @ part
     mean = total / len(train)
-    covariance = products / len(train) - np.outer(mean, mean) + JITTER * np.eye(size)
+    covariance = products / len(train) - np.outer(mean, mean)
     root = np.linalg.cholesky(covariance)
     log_volume = np.log(np.diag(root)).sum()
     squares = sum(np.sum(np.linalg.solve(root, (part - mean).T) ** 2) for part in rows(test))
@@ -85,9 +88,11 @@ def anchors(train: ArraySource, validation: ArraySource, test: ArraySource, file
     if ".jxl" in Image.registered_extensions():
         found["JPEG XL, lossless"] = file_bits(test.images, "JXL", lossless=True, effort=9)
     if files:
-        paths = [path for path in files.rglob("*") if path.is_file()]
-        if len(paths) != len(test.images):
-            raise InputError(f"{files} holds {len(paths)} files, the test split has {len(test.images)} images")
+        paths = sorted(path for path in files.rglob("*") if path.is_file())
+        mode = MODES[test.image_shape[2]]
+        decoded = [transforms.to_array(transforms.decode(path.read_bytes(), mode)).tobytes() for path in paths]
+        if sorted(decoded) != sorted(image.tobytes() for image in test.images):
+            raise InputError(f"the {len(paths)} files in {files} don't decode to the images of the test split")
         found["the source files themselves"] = 8 * sum(path.stat().st_size for path in paths) / test.images.size
     return found
 

@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import subprocess
-from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -22,10 +21,15 @@ KEPT = ("evaluation.json", "figures/curves.png", "figures/reconstructions.png")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def training_seconds(record: list[dict], batch_size: int) -> float:
-    """Add up the steps at the speed that the record has for them: pauses, validation and compilation left out."""
-    lines = [{"step": 0}, *(line for line in record if "images_per_second" in line)]
-    return sum((b["step"] - a["step"]) * batch_size / b["images_per_second"] for a, b in pairwise(lines))
+def training_minutes(record: list[dict], batch_size: int) -> list[tuple[int, float]]:
+    """Add up, at every logged step, the time of the steps so far: validation, pauses and compilation left out."""
+    step, minutes, points = 0, 0.0, []
+    for line in record:
+        if "images_per_second" in line:
+            minutes += (line["step"] - step) * batch_size / line["images_per_second"] / 60
+            step = line["step"]
+            points.append((step, minutes))
+    return points
 
 
 def main():
@@ -53,7 +57,7 @@ def main():
         "data": arguments.data,
         "commit": arguments.commit or head.stdout.strip(),
         "date": datetime.date.today().isoformat(),
-        "training_minutes": round(training_seconds(record, config["data"]["batch_size"]) / 60, 1),
+        "training_minutes": round(training_minutes(record, config["data"]["batch_size"])[-1][1], 1),
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].platform}",
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "note": arguments.note,

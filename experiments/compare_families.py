@@ -10,11 +10,14 @@ is the ordinary program in a process of its own. Writes `DATASET_FAMILY_SEED.jso
 """
 
 import argparse
+import ast
+import contextlib
 import datetime
 import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -26,6 +29,7 @@ import matplotlib
 import numpy as np
 
 from configs import families
+from experiments.collect import training_minutes
 from vqvae_jax import __version__, api, builders, sharding
 from vqvae_jax.data import batches
 from vqvae_jax.errors import InputError
@@ -66,21 +70,37 @@ def seconds_per_step(config: dict, source) -> float:
     return statistics.median(times[1:])
 
 
-def plan(arguments, family: str) -> int:
-    """Turn the minutes into steps; done once for a data set and family, and read from a file from then on."""
-    path = arguments.runs / f"steps_{arguments.dataset}_{arguments.minutes:g}_minutes.json"
+def plan(arguments, family: str, name: str, overrides: dict) -> int:
+    """Turn the minutes into steps; done once for a run's name and options, and read from a file from then on."""
+    path = arguments.runs / f"steps_{arguments.dataset.replace('/', '_')}.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
-    if family not in known:
-        config = families.get_config(family).to_dict()
-        config["data"] |= {"name": arguments.dataset, "data_dir": arguments.data_dir}
-        seconds = seconds_per_step(config, builders.build_source(config["data"], "validation"))
-        known[family] = {"seconds_per_step": seconds, "steps": max(2, round(60 * arguments.minutes / seconds))}
+    key = " ".join([name, f"{arguments.minutes:g} minutes", *(f"{k}={v}" for k, v in arguments.set.items())])
+    if key not in known:
+        options = [f"{k}={v}" for k, v in ({"data.name": arguments.dataset} | arguments.set | overrides).items()]
+        program = "from experiments import compare_families as c; import sys; c.time_steps(*sys.argv[1:])"
+        line = [sys.executable, "-c", program, family, arguments.data_dir or "", *options]
+        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = float(done.stdout.split()[-1])
+        known[key] = {"seconds_per_step": seconds, "steps": max(2, round(60 * arguments.minutes / seconds))}
         write_json(path, known)
-    return known[family]["steps"]
+    return known[key]["steps"]
 
 
-def train(arguments, family: str, workdir: Path, seed: int, overrides: dict) -> int:
-    """Run the ordinary program, if the run is not finished; give the most memory that it took, in MB."""
+def time_steps(family: str, data_dir: str, *options: str) -> None:
+    """Print the seconds of a step; in a process of its own, so that no run's memory is this one's."""
+    config = families.get_config(family).to_dict()
+    config["data"]["data_dir"] = data_dir or None
+    for option in options:
+        key, _, value = option.partition("=")
+        section, _, name = key.partition(".")
+        with contextlib.suppress(ValueError, SyntaxError):  # a word
+            value = ast.literal_eval(value)
+        config[section][name] = value
+    print(seconds_per_step(config, builders.build_source(config["data"], "validation")))
+
+
+def train(arguments, family: str, workdir: Path, seed: int, overrides: dict) -> None:
+    """Run the ordinary program, which goes on with a run that was stopped."""
     steps = overrides["train.num_steps"]
     overrides |= {key: max(1, steps // times) for key, times in SHORT.items()}
     overrides |= {"optimizer.warmup_steps": min(200, steps // 10), "eval.samples": 0, "seed": seed}
@@ -88,25 +108,11 @@ def train(arguments, family: str, workdir: Path, seed: int, overrides: dict) -> 
     line = [sys.executable, "-m", "vqvae_jax.main", f"--config=configs/families.py:{family}", f"--workdir={workdir}"]
     line += [f"--config.{key}={value}" for key, value in overrides.items()]
     line += [f"--data_dir={arguments.data_dir}"] if arguments.data_dir else []
-    process = subprocess.Popen(line)
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        sys.exit(f"stopped: {' '.join(line)}")
-    return usage.ru_maxrss // 1024
+    if subprocess.run(line, check=False).returncode:
+        sys.exit(f"stopped: {shlex.join(line)}")
 
 
-def training_minutes(record: list[dict], batch_size: int) -> list[tuple[int, float]]:
-    """Add up, at every logged step, the time of the steps so far: validation, pauses and compilation left out."""
-    step, minutes, points = 0, 0.0, []
-    for line in record:
-        if "images_per_second" in line:
-            minutes += (line["step"] - step) * batch_size / line["images_per_second"] / 60
-            step = line["step"]
-            points.append((step, minutes))
-    return points
-
-
-def row_of(arguments, family: str, workdir: Path, seed: int, memory_mb: int, name: str) -> dict:
+def row_of(arguments, family: str, workdir: Path, seed: int, name: str) -> dict:
     """Gather what is known of a finished run."""
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     config = json.loads((workdir / "config.json").read_text())
@@ -130,11 +136,13 @@ def row_of(arguments, family: str, workdir: Path, seed: int, memory_mb: int, nam
         "training_minutes": round(minutes[-1], 1),
         **{key: evaluation[key] for key in KEPT if key in evaluation},
         "parameters": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
-        "most_memory_mb": memory_mb,
+        "most_memory_mb": max((line["most_memory_mb"] for line in record if "most_memory_mb" in line), default=None),
         "batch_size": config["data"]["batch_size"],
         "curve": curve,
         "model": config["model"],
-        "command": f"python -m experiments.compare_families {' '.join(arguments.said)}",
+        "minutes": arguments.minutes,
+        "set": arguments.set,
+        "command": arguments.command,
         "commit": head.stdout.strip(),
         "date": datetime.date.today().isoformat(),
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].platform}",
@@ -145,19 +153,20 @@ def row_of(arguments, family: str, workdir: Path, seed: int, memory_mb: int, nam
 def add_bounds(arguments, path: Path, workdir: Path) -> None:
     """Measure what takes many passes of the decoder, and add it to a row."""
     row = json.loads(path.read_text())
-    if "other_bounds" in row:
+    if row.get("other_bounds_images") == arguments.images:
         return
     run = api.load(workdir, arguments.data_dir)
     source = builders.build_source(run.meta["config"]["data"], "test")
     wanted = families.get_config(row["family"]).to_dict()["eval"] | {"test_images": arguments.images}
-    row["other_bounds"] = other_bounds(run, source, wanted)
+    row |= {"other_bounds": other_bounds(run, source, wanted), "other_bounds_images": arguments.images}
     write_json(path, row)
 
 
-def read_rows(arguments, pattern: str) -> list[dict]:
-    """Read the rows that are there."""
-    rows = [json.loads(path.read_text()) for path in sorted(arguments.out.glob(f"{arguments.slug}_{pattern}.json"))]
-    return [row for row in rows if "family" in row]
+def read_rows(arguments) -> list[dict]:
+    """Read the rows of this data set that are there: of the sweep, or of the comparison."""
+    rows = [json.loads(path.read_text()) for path in sorted(arguments.out.glob(f"{arguments.slug}_*_[0-9]*.json"))]
+    rows = [row for row in rows if row.get("dataset") == arguments.title]
+    return [row for row in rows if row["name"].startswith("sweep_") == arguments.sweep]
 
 
 def _mean_and_spread(values: list[float | None]) -> str:
@@ -170,18 +179,20 @@ def _mean_and_spread(values: list[float | None]) -> str:
 def write_table(arguments, rows: list[dict]) -> str:
     """Write the comparison as Markdown: the mean over seeds, ± half of what lies between them."""
     lines = [
-        "| family | seeds | steps | minutes | **bits/dim** | rate | distortion | PSNR, dB | SSIM | memory, MB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| family | p(z) | seeds | steps | minutes | **bits/dim** | rate | distortion | PSNR, dB | SSIM | memory, MB |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for family in sorted({row["family"] for row in rows}, key=lambda f: _order(rows, f)):
         mine = [row for row in rows if row["family"] == family]
-        name = family + (f" (bound of {mine[0]['samples']} draws)" if mine[0]["samples"] > 1 else "")
+        name, prior = _label(mine[0]), mine[0]["prior"] or "none, so no bound"
         numbers = [_mean_and_spread([row[key] for row in mine]) for key in ("bits_per_dim", "rate", "distortion")]
         pictures = [_mean_and_spread([row[key] for row in mine]) for key in ("psnr", "ssim")]
         minutes = statistics.mean(row["training_minutes"] for row in mine)
-        memory = max(row["most_memory_mb"] for row in mine)
-        cells = [name, len(mine), f"{mine[0]['steps']:,}", f"{minutes:.1f}", *numbers, *pictures, f"{memory:,}"]
+        memory = max((row["most_memory_mb"] or 0 for row in mine), default=0)
+        sizes = [f"{mine[0]['steps']:,}", f"{minutes:.1f}"]
+        cells = [name, prior, len(mine), *sizes, *numbers, *pictures, f"{memory:,}" if memory else "–"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += _lines_of_other_bounds(rows)
     anchors = arguments.out / f"{arguments.slug}_anchors.json"
     if anchors.is_file():
         lines += ["", "| for comparison, the same test images | bits/dim |", "|---|---:|"]
@@ -190,6 +201,23 @@ def write_table(arguments, rows: list[dict]) -> str:
     text = "\n".join(lines) + "\n"
     (arguments.out / f"{arguments.slug}.md").write_text(text)
     return text
+
+
+def _label(row: dict) -> str:
+    return row["family"] + (f" (bound of {row['samples']} draws)" if row["samples"] > 1 else "")
+
+
+def _lines_of_other_bounds(rows: list[dict]) -> list[str]:
+    """Tabulate bounds of several draws, and what a VQ-VAE's other codes are worth at least."""
+    lines = []
+    for row in rows:
+        for bound in row.get("other_bounds", []):
+            kind = "codes" if "codes" in bound else "draws"
+            name = f"{row['family']}, seed {row['seed']}, {bound[kind]:,} {kind}"
+            value = f"{bound['bits_per_dim']:.5f} ± {bound['standard_error']:.3f}"
+            lines.append(f"| {name} | {bound['num_images']:,} | {value} |")
+    header = ["", "| bound | test images | bits/dim ± s.e. |", "|---|---:|---:|"]
+    return header + lines if lines else []
 
 
 def _order(rows, family):
@@ -205,11 +233,11 @@ def draw_curves(arguments, rows: list[dict]) -> None:
         points = [point for point in row["curve"] if point.get("bits_per_dim") is not None]
         for axis, key in zip(axes, ("step", "minutes"), strict=True):
             if points:
-                label = row["family"] if row["seed"] == 0 else None
+                label = _label(row) if row["seed"] == 0 else None
                 color = f"C{names.index(row['family'])}"
                 values = [point["bits_per_dim"] for point in points]
                 axis.plot([point[key] for point in points], values, "o-", ms=3, lw=1.2, color=color, label=label)
-    for axis, label in zip(axes, ("step", "minutes of training, two cores"), strict=True):
+    for axis, label in zip(axes, ("step", f"minutes of training, {rows[0]['hardware']}"), strict=True):
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="bits/dim, bound on validation images", xscale="log")
@@ -224,7 +252,7 @@ def draw_sweep(arguments, rows: list[dict]) -> None:
     rows = sorted(rows, key=lambda row: row["rate"])
     axis.plot([row["rate"] for row in rows], [row["distortion"] for row in rows], "o-", color="C0")
     for row in rows:
-        text = f"{row['num_codebooks']} × K = {row['codebook_size']}: {row['bits_per_dim']:.3f}"
+        text = f"{row['num_codebooks']} × K = {row['codebook_size']}, {row['steps']:,} steps: {row['bits_per_dim']:.3f}"
         axis.annotate(text, (row["rate"], row["distortion"]), xytext=(6, 4), textcoords="offset points", fontsize=9)
     axis.margins(x=0.25, y=0.12)
     axis.set(xlabel="rate (unigram prior), bits/dim", ylabel="distortion, bits/dim")
@@ -248,6 +276,15 @@ def _setting(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _command(arguments) -> str:
+    """Say how to do it again, without the paths of this machine."""
+    line = ["python", "-m", "experiments.compare_families", f"--dataset={arguments.dataset}", "--data_dir=DIR"]
+    line += [f"--title={arguments.title}"] if arguments.title else []
+    line += [f"--minutes={arguments.minutes:g}", f"--seeds={arguments.seeds}"] + ["--sweep"] * arguments.sweep
+    line += ["--set", *(f"{key}={value}" for key, value in arguments.set.items())] if arguments.set else []
+    return shlex.join(line)
+
+
 def compare(arguments) -> None:
     """Train and measure what is missing; write the table and the figures after every run."""
     jobs = [(family, seed, family, {}) for seed in range(arguments.seeds) for family in arguments.families]
@@ -256,14 +293,19 @@ def compare(arguments) -> None:
     for family, seed, name, changes in jobs:
         path = arguments.out / f"{arguments.slug}_{name}_{seed}.json"
         workdir = arguments.runs / f"{arguments.dataset}_{name}_{seed}"
-        if not path.is_file():
+        if path.is_file():
+            known = json.loads(path.read_text())
+            if (known["minutes"], known["set"]) != (arguments.minutes, arguments.set):
+                said = f"--minutes={known['minutes']:g} --set {known['set']}"
+                raise InputError(f"{path} is of {said}: choose another --out and --runs")
+        else:
             overrides = {f"model.{key}": value for key, value in changes.items()}
-            overrides["train.num_steps"] = plan(arguments, family)
-            memory = train(arguments, family, workdir, seed, overrides)
-            write_json(path, row_of(arguments, family, workdir, seed, memory, name))
+            steps = plan(arguments, family, name, overrides)
+            train(arguments, family, workdir, seed, overrides | {"train.num_steps": steps})
+            write_json(path, row_of(arguments, family, workdir, seed, name))
         if arguments.bounds:
             add_bounds(arguments, path, workdir)
-        rows = read_rows(arguments, "sweep_*") if arguments.sweep else read_rows(arguments, "[!s]*_[0-9]*")
+        rows = read_rows(arguments)
         (draw_sweep if arguments.sweep else draw_curves)(arguments, rows)
         if not arguments.sweep:
             print(write_table(arguments, rows), flush=True)
@@ -285,8 +327,10 @@ def main():
     parser.add_argument("--runs", type=Path, default=Path("runs/families"))
     parser.add_argument("--out", type=Path, default=Path("experiments/results/families"))
     arguments = parser.parse_args()
-    arguments.said = [word for word in sys.argv[1:] if not word.startswith(("--data_dir", "--runs", "--out"))]
+    if not (arguments.minutes > 0 and arguments.seeds > 0):
+        parser.error("--minutes and --seeds must be above 0")
     arguments.set = dict(arguments.set)
+    arguments.command = _command(arguments)
     arguments.title = str(arguments.title or TITLES.get(arguments.dataset, arguments.dataset))
     arguments.slug = arguments.title.lower().replace(" ", "_").replace("(", "").replace(")", "").replace("/", "_")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -295,8 +339,10 @@ def main():
         compare(arguments)
     except InputError as error:
         parser.error(str(error))
-    rows = read_rows(arguments, "*")
-    print(json.dumps([{key: row[key] for key in ("name", "seed", "steps", "bits_per_dim")} for row in rows]))
+    rows = read_rows(arguments)
+    kept = ("hardware", "versions", "commit")
+    found = {f"{row['name']}_{row['seed']}": row["bits_per_dim"] for row in rows}
+    print(json.dumps({"experiment": "compare_families", "bits_per_dim": found} | {key: rows[0][key] for key in kept}))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments import anchors, compare_families
+from experiments import anchors, collect
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +39,7 @@ def test_gaussian_is_scipys_at_the_same_noisy_pixels(arrays, monkeypatch):
     monkeypatch.setattr(anchors, "AT_ONCE", 7)
     noise = np.random.default_rng(0)
     train, test = (np.concatenate([_noisy(part[n : n + 7], noise) for n in range(0, len(part), 7)]) for part in arrays)
-    covariance = np.cov(train.T, bias=True) + anchors.JITTER * np.eye(12)
+    covariance = np.cov(train.T, bias=True)
     nats = -stats.multivariate_normal(train.mean(0), covariance).logpdf(test).mean()
     # The same draws: the noise of the training images comes first, and SciPy is given nothing else.
     np.testing.assert_allclose(anchors.gaussian_bits(*arrays), nats / 12 / math.log(2), rtol=1e-6)
@@ -65,7 +65,7 @@ def test_files_are_counted_to_the_byte_and_are_lossless(arrays):
 def test_training_time_leaves_out_what_is_not_training():
     record = [{"step": 10, "images_per_second": 32.0}, {"step": 10, "eval/distortion": 1.0}]
     record += [{"step": 30, "images_per_second": 64.0}]
-    points = compare_families.training_minutes(record, 32)
+    points = collect.training_minutes(record, 32)
     np.testing.assert_allclose(points, [(10, 10 / 60), (30, 20 / 60)])
 
 
@@ -92,7 +92,8 @@ def test_the_comparison_runs_goes_on_and_does_nothing_twice(tmp_path, photo_dir)
     rows = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out").glob("photos_*_0.json")}
     assert rows.keys() == {"photos_vae_0.json", "photos_vqvae_0.json", "photos_autoencoder_0.json"}
     vae, vqvae = rows["photos_vae_0.json"], rows["photos_vqvae_0.json"]
-    assert {bound["draws"] for bound in vae["other_bounds"]} == {1, 64, 1000}
+    assert [bound["draws"] for bound in vae["other_bounds"]] == [64, 1, 64, 1000]
+    assert "| vae, seed 0, 1,000 draws |" in out
     assert [bound["codes"] for bound in vqvae["other_bounds"]] == [1, 64]
     assert vqvae["other_bounds"][1]["bits_per_dim"] <= vqvae["other_bounds"][0]["bits_per_dim"]
     assert rows["photos_autoencoder_0.json"]["bits_per_dim"] is None
@@ -102,3 +103,7 @@ def test_the_comparison_runs_goes_on_and_does_nothing_twice(tmp_path, photo_dir)
     run()
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("photos_*_0.json")}
     assert Image.open(tmp_path / "out" / "photos_curves.png").size[0] > 500
+    line[5] = "--minutes=5"
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is of --minutes=0.002" in done.stderr

@@ -20,7 +20,7 @@ from vqvae_jax.models.likelihoods import (
 
 LEVELS = np.arange(256, dtype=np.uint8)
 # Means on the decoder's scale: ordinary, at and between the ends' levels, and far outside 0..255.
-MEANS = [0.0, 1 / 255, 0.3, -0.77, 1.0, -1.0, 1.004, 3.0, -3.0, 50.0, -50.0, 1e4, -1e4]
+MEANS = [0.0, 1 / 255, 0.3, -0.77, 1.0, -1.0, 1.004, 3.0, -3.0, 50.0, -50.0, 700.0, -700.0]
 # A logistic's log scale before and beyond where it is cut; a Gaussian's scale in levels as `fit` may give it.
 LOG_SCALES = [-1e4, -20.0, -5.0, -2.0, 0.0, 1.0, 3.0, 7.7, 8.6, 20.0, 1e4]
 GAUSSIAN_SCALES = [0.1, 0.3, 1.0, 7.3, 40.0, 128.0, 255.0]

@@ -119,7 +119,7 @@ class Run:
 
     def reconstruct(self, images: Images) -> Images:
         """Images through the latents and back, uint8 [N,H,W,C]."""
-        return self.measure(images)["x_recon"]
+        return self.decode(self.encode(images))
 
     def bound(self, images: Images) -> Bound:
         """Rate (under `prior`) and distortion of every image, in nats, float32 [N]."""
@@ -154,8 +154,8 @@ class Run:
             InputError: the family draws nothing, or k is below 1.
         """
         self._needs("log_weight", "draws no latents, so it has no importance-weighted bound")
-        if k < 1:
-            raise InputError(f"k is {k}: an importance-weighted bound needs at least 1 draw")
+        if not isinstance(k, int) or not 1 <= k < 2**31:
+            raise InputError(f"k is {k}: an importance-weighted bound needs a whole number of draws, at least 1")
         images = self._checked(images)
         function = partial(_importance_bound, self.model, np.int32(k))
         return self._map(function, images, _seeds(images)).astype(np.float64)
@@ -167,8 +167,8 @@ class Run:
             InputError: the family has no such bound, the run isn't finished, or num is below 1.
         """
         self._needs("several_codes_bound", "chooses no code, so there are no other ones to count")
-        if num < 1:
-            raise InputError(f"the number of codes is {num}: it must be at least 1")
+        if not isinstance(num, int) or num < 1:
+            raise InputError(f"the number of codes is {num}: it must be a whole number, at least 1")
         if self.prior not in PRIORS or "code_counts" not in self.variables["fitted"]:
             raise InputError("the prior of the codes is fitted when the run is finished: train on first")
         function = partial(_several_codes_bound, self.model, PRIORS[self.prior], num)
@@ -177,6 +177,10 @@ class Run:
     def sample(self, num: int, seed: int = 0) -> Images:
         """Images uint8 [num,H,W,C] of latents drawn from p(z), or for an autoencoder from its ex-post Gaussian."""
         self._needs("sample_latents", "has no p(z) of its own to draw from")
+        if num < 1:
+            raise InputError(f"the number of samples is {num}: it must be at least 1")
+        if self.prior is None and not self.variables["fitted"]:
+            raise InputError("the Gaussian of the latents is fitted when the run is finished: train on first")
         height, width, _ = self.meta["image_shape"]
         factor = 2**self.model.trunk.encoder.downsamplings
         shape = (num, height // factor, width // factor)
@@ -256,6 +260,7 @@ def load(workdir: str | Path, data_dir: str | None = None) -> Run:
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         step = checkpoint.latest_step(manager, workdir)
         meta = checkpoint.read_meta(manager, step)
+        builders.check_config(meta["config"])
         if data_dir is not None:
             meta["config"]["data"]["data_dir"] = data_dir
         model = builders.build_model(meta["config"]["model"], tuple(meta["image_shape"]))

@@ -111,7 +111,8 @@ def _trunk(
 MakeTrunk = Callable[[int], Trunk]
 
 
-def _check_codes(codebook_size, num_codebooks):
+def _check_codes(codebook_size, num_codebooks, embedding_dim):
+    check(embedding_dim >= 1, f"model.embedding_dim is {embedding_dim}: it must be at least 1")
     check(codebook_size >= 2, f"model.codebook_size is {codebook_size}: a codebook needs at least 2 codes")
     check(num_codebooks >= 1, f"model.num_codebooks is {num_codebooks}: it must be at least 1")
 
@@ -138,7 +139,7 @@ def _vqvae(
     ema_epsilon,
     revival_threshold,
 ) -> VQVAE:
-    _check_codes(codebook_size, num_codebooks)
+    _check_codes(codebook_size, num_codebooks, embedding_dim)
     check(
         0 <= revival_threshold < NEW_CODE_SHARE,
         f"model.revival_threshold is {revival_threshold}: it must be 0 (never) to below {NEW_CODE_SHARE}, "
@@ -169,14 +170,14 @@ def _vae(*, trunk: MakeTrunk, latent_channels) -> VAE:
 
 
 def _gumbel(*, trunk: MakeTrunk, codebook_size, num_codebooks, embedding_dim, temperature) -> Gumbel:
-    _check_codes(codebook_size, num_codebooks)
+    _check_codes(codebook_size, num_codebooks, embedding_dim)
     check(temperature > 0, f"model.temperature is {temperature}: it must be above 0")
     networks = _check_likelihood(trunk(num_codebooks * codebook_size), "gumbel")
     return Gumbel(networks, codebook_size, num_codebooks, embedding_dim, temperature=temperature)
 
 
 def _vimco(*, trunk: MakeTrunk, codebook_size, num_codebooks, embedding_dim, samples) -> Vimco:
-    _check_codes(codebook_size, num_codebooks)
+    _check_codes(codebook_size, num_codebooks, embedding_dim)
     check(samples >= 2, f"model.samples is {samples}: VIMCO compares draws, so it needs at least 2")
     networks = _check_likelihood(trunk(num_codebooks * codebook_size), "vimco")
     return Vimco(networks, codebook_size, num_codebooks, embedding_dim, samples=samples)

@@ -83,7 +83,13 @@ def summarise(run: Run, source: Source, measured: Measured, num_images: int = 0)
     per_image, labels, counts, _ = measured
     shown = [key for key in SHOWN if key in per_image]
     priors = {}
-    for name in [key[5:] for key in per_image if key.startswith("rate/")]:
+    # A bound of several draws isn't made of a rate and a distortion, which are those of the bound of one.
+    several = run.headline_samples > 1
+    elbo = per_image[f"rate/{run.prior}"] + per_image["distortion"] if several else None
+    if several:
+        per_image = {key: values for key, values in per_image.items() if key != "distortion"}
+        shown.remove("distortion")
+    for name in [] if several else [key[5:] for key in per_image if key.startswith("rate/")]:
         rate = per_image[f"rate/{name}"]
         priors[name] = {"bits_per_dim": _mean(rate + per_image["distortion"]), "rate": _mean(rate)}
     per_class = {
@@ -104,6 +110,7 @@ def summarise(run: Run, source: Source, measured: Measured, num_images: int = 0)
         "prior": run.prior,
         "samples": run.headline_samples,
         "priors": priors,
+        "elbo_bits_per_dim": _mean(elbo) if several else None,
         **codes,
         "num_images": len(labels),
         "num_images_in_split": len(source),
@@ -196,12 +203,12 @@ def print_table(result: dict) -> None:
 
 def _labels(result: dict) -> dict[str, str]:
     """Name the rows of the table, by key."""
-    rows = {"psnr": "PSNR, dB", "ssim": "SSIM"}
-    if result["bits_per_dim"] is None and result["prior"] is None:
-        return {"distortion": "distortion, bits/dim (no bound: an autoencoder has no p(z))"} | rows
+    rows = {"mse": "MSE, squared levels", "psnr": "PSNR, dB", "ssim": "SSIM"}
+    if result["prior"] is None:
+        return {"distortion": f"distortion, bits/dim (no bound: {result['family']}, which has no p(z))"} | rows
     if result["samples"] > 1:
-        one = f"distortion of 1 draw ({result['prior']} prior)"
-        return {"bits_per_dim": f"bits/dim (bound of {result['samples']} draws)", "distortion": one} | rows
+        bound = f"bits/dim ({result['prior']} prior, bound of {result['samples']} draws)"
+        return {"bits_per_dim": bound, "elbo_bits_per_dim": "bits/dim (bound of 1 draw)"} | rows
     bound = f"bits/dim ({result['prior']} prior) = rate + distortion"
     if result["likelihood"] == "squared_error":
         bound += ", Gaussian of fitted scale"
@@ -215,6 +222,6 @@ def _print_other_bounds(console: Console, bounds: list[dict]) -> None:
         text = f"bits/dim, {bound[kind]} {kind}, first {bound['num_images']} images: "
         console.print(f"{text}{_number(bound['bits_per_dim'])} ± {_number(bound['standard_error'])}")
     codes = [bound for bound in bounds if "codes" in bound]
-    if codes:
+    if codes and all(bound["bits_per_dim"] is not None for bound in codes):
         gain = codes[0]["bits_per_dim"] - codes[-1]["bits_per_dim"]
-        console.print(f"what the codes that were not chosen are worth: at least {gain:.6f} bits/dim")
+        console.print(f"what the codes that were not chosen are worth: at least {gain:.5f} bits/dim")

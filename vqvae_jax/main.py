@@ -122,11 +122,11 @@ def save_figures(run: api.Run, folder: Path, source: Source, measured: Measured)
         rows = [source.take(measured.rows[chosen])["image"] for chosen in order]
         pairs = [part for images in rows for part in (images, run.reconstruct(images))]
         plots.save_grid(folder / f"extremes{suffix}.png", pairs)
-    if hasattr(run.model, "sample_latents"):
+    if hasattr(run.model, "sample_latents") and run.variables["fitted"]:
         images = run.sample(4 * GRID_COLUMNS)
-        plots.save_grid(folder / "samples.png", list(images.reshape(4, GRID_COLUMNS, *images.shape[1:])))
-        if run.prior is None:
-            print("samples.png: of a Gaussian fitted to training latents after the fact; an autoencoder has no p(z)")
+        # Without a p(z), of a Gaussian that was fitted to training latents after the fact.
+        name = "samples_ex_post" if run.prior is None else "samples"
+        plots.save_grid(folder / f"{name}.png", list(images.reshape(4, GRID_COLUMNS, *images.shape[1:])))
 
 
 def save_reconstructions(run: api.Run, path: Path, source: Source) -> None:

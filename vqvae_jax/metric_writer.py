@@ -82,7 +82,7 @@ class MetricWriter:
             total=num_steps, initial=first_step, bar_format=layout, desc="train", mininterval=0.5, dynamic_ncols=True
         )
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: dict[str, float | int]) -> None:
         """Record numbers of one step as one JSON line and as curves."""
         if self._file is None:
             return

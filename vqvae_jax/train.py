@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import signal
 import time
 from functools import partial
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from vqvae_jax import __version__, builders, checkpoint, plots, sharding
-from vqvae_jax.api import Run
+from vqvae_jax.api import Run, check_support
 from vqvae_jax.data import batches
 from vqvae_jax.errors import InputError
 from vqvae_jax.evaluate import evaluate
@@ -232,13 +233,15 @@ class Loop:
 
 
 class _Clock:
-    """Counts training time alone, for images/s; a resumed run starts it anew."""
+    """Counts training time alone, for images/s; starts after the first step, which compiles."""
 
     def __init__(self, batch_size: int):
-        self._batch_size, self._steps, self._start = batch_size, 0, time.perf_counter()
+        self._batch_size, self._steps, self._start = batch_size, -1, time.perf_counter()
 
     def step(self):
         self._steps += 1
+        if self._steps == 0:
+            self._start = time.perf_counter()
 
     @contextlib.contextmanager
     def paused(self):
@@ -252,8 +255,16 @@ class _Clock:
         self._steps, self._start = 0, now
         return speed
 
-    def times(self, speed: float) -> dict[str, float]:
-        return {"images_per_second": round(speed, 1), "unix_time": round(time.time(), 3)}
+    def times(self, speed: float) -> dict[str, float | int]:
+        times = {"images_per_second": round(speed, 1)} if speed else {}
+        return times | _most_memory() | {"unix_time": round(time.time(), 3)}
+
+
+def _most_memory() -> dict[str, int]:
+    """Give the most memory that this program took so far, where the system tells it."""
+    path = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", path.read_text()) if path.is_file() else None
+    return {"most_memory_mb": int(found[1]) // 1024} if found else {}
 
 
 def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
@@ -268,7 +279,8 @@ def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
     sharding.check_batch_size(config["data"]["batch_size"])
     source, validation = (builders.build_source(config["data"], split) for split in ("train", "validation"))
     # Mistakes in the config come to light before the folder is touched.
-    builders.build_model(config["model"], source.image_shape)
+    model = builders.build_model(config["model"], source.image_shape)
+    check_support(model, source.take(np.arange(min(8, len(source))))["image"])
     builders.build_optimizer(config["optimizer"], config["train"]["num_steps"])
     prepare_workdir(config, workdir, resume)
     with checkpoint.open_manager(workdir) as manager:

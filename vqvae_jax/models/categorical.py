@@ -16,7 +16,9 @@ LogQ = Float[Array, "b y x g k"]  # log q(z | x) of every code of every latent
 
 def draw_codes(log_q: LogQ, uniforms: Float[Array, "b y x g"]) -> Int[Array, "b y x g"]:
     """Draw every latent by inverting its distribution function at a uniform number."""
-    below = jnp.cumsum(jnp.exp(log_q), axis=-1) <= uniforms[..., None]
+    cumulative = jnp.cumsum(jnp.exp(log_q), axis=-1)
+    # In float32 it may end below 1: what is missing must not fall to the last code.
+    below = cumulative <= uniforms[..., None] * cumulative[..., -1:]
     return jnp.minimum(jnp.sum(below, axis=-1), log_q.shape[-1] - 1).astype(jnp.int32)
 
 

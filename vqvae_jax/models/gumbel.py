@@ -8,7 +8,6 @@ from jaxtyping import Array, Key
 
 from vqvae_jax import metrics
 from vqvae_jax.models.categorical import Categorical, kl_to_uniform
-from vqvae_jax.models.trunk import Images
 
 # Uniform numbers are kept this far from 0 and 1, where the Gumbel distribution has no value.
 SMALLEST = 1e-7
@@ -45,12 +44,6 @@ class Gumbel(Categorical):
         rate = metrics.nats_to_bits_per_dim(kl, images.shape[1:])
         result = {"loss_nats": total, "rate": rate, "relaxed_distortion": distortion / jnp.log(2.0)}
         return total, ((), result | {"relaxed_bits_per_dim": rate + result["relaxed_distortion"]})
-
-    def relaxed_distortion(self, variables, images: Images, key: Key[Array, ""]) -> Array:
-        """-log P(x | relaxed z) in nats per image, which is no part of a bound: to show how far off it is."""
-        log_q = self.posterior(variables, images)
-        weights = relaxed_draw(log_q, jax.random.uniform(key, log_q.shape), self.temperature)
-        return self.trunk.distortion(variables, self._mixed(variables["params"], weights), images)
 
     def _mixed(self, params, weights):
         mixed = [weights[..., g, :] @ params["codebook"][g] for g in range(self.num_codebooks)]

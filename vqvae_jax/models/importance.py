@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Key
 
-from vqvae_jax.models.trunk import Images
+from vqvae_jax.models.trunk import Images, LogSum
 
 
 def image_keys(seeds: Integer[Array, "b"]) -> Key[Array, "b"]:
@@ -23,7 +23,6 @@ def importance_bound(
 
     def add(n, total):
         draws = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
-        return jnp.logaddexp(total, model.log_weight(variables, posterior, images, draws))
+        return total.add(model.log_weight(variables, posterior, images, draws))
 
-    total = jax.lax.fori_loop(0, k, add, jnp.full(images.shape[0], -jnp.inf))
-    return jnp.log(jnp.asarray(k, jnp.float32)) - total
+    return -jax.lax.fori_loop(0, k, add, LogSum.of_nothing(images.shape[0])).log(jnp.asarray(k, jnp.float32))

@@ -22,6 +22,7 @@ Images = UInt8[Array | np.ndarray, "b h w c"]
 MAX_LOG_SCALE = 7.0
 # A Gaussian wider than e^2 of it is uniform, too, and the masses of wider ones would be differences of equal numbers.
 MAX_LOG_SCALE_GAUSSIAN = 2.0
+FARTHEST_MEAN = 1e5  # levels
 # Decoders start at a scale of e^-2 of half the range, about 17 levels.
 FIRST_LOG_SCALE = -2.0
 
@@ -50,7 +51,8 @@ def gaussian_log_prob(
     x: Integer[Array | np.ndarray, "*s"], mean: Float[Array, "*s"], scale: Float[Array, "*s"]
 ) -> Float[Array, "*s"]:
     """Give the log mass of [x - 1/2, x + 1/2] under a Gaussian, tails included; all in 8-bit levels."""
-    centred = x.astype(jnp.float32) - mean
+    # Farther out, half a level is lost in float32.
+    centred = x.astype(jnp.float32) - jnp.clip(mean, -FARTHEST_MEAN, FARTHEST_MEAN)
     low, high = (centred - 0.5) / scale, (centred + 0.5) / scale
     # Symmetric: work in the left tail, where both logarithms of the distribution function are exact.
     left_low, left_high = jnp.where(centred > 0, -high, low), jnp.where(centred > 0, -low, high)
@@ -115,7 +117,7 @@ class Softmax(_Likelihood):
 
     def mean(self, params: Float[Array, "b h w p"]) -> Float[Array, "b h w c"]:
         """The expected level, 0 to 255."""
-        return jnp.exp(self._logits(params)) @ jnp.arange(256.0)
+        return jnp.matmul(jnp.exp(self._logits(params)), jnp.arange(256.0), precision="highest")
 
 
 @dataclass(frozen=True)

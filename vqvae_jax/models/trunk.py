@@ -24,6 +24,31 @@ class Bound(NamedTuple):
     distortion: Array
 
 
+class LogSum(NamedTuple):
+    """A sum that is added up from the logarithms of its terms: log of the largest so far, and the sum over it.
+
+    Adding up logarithms themselves rounds every time, and at -10,000 nats a thousand roundings can raise the sum.
+    """
+
+    largest: Array
+    total: Array
+
+    @classmethod
+    def of_nothing(cls, size: int) -> "LogSum":
+        """Start `size` sums at zero."""
+        return cls(jnp.full(size, -jnp.inf), jnp.zeros(size))
+
+    def add(self, term: Float[Array, "b"]) -> "LogSum":
+        """Add a term, given by its logarithm."""
+        largest = jnp.maximum(self.largest, term)
+        at = jnp.where(jnp.isfinite(largest), largest, 0.0)
+        return LogSum(largest, self.total * jnp.exp(self.largest - at) + jnp.exp(term - at))
+
+    def log(self, divisor: float | Array = 1.0) -> Float[Array, "b"]:
+        """Give the logarithm of the sum over `divisor`."""
+        return self.largest + jnp.log(self.total / divisor)
+
+
 @dataclass(frozen=True)
 class Trunk:
     """The networks of a family without what lies between them.

@@ -65,7 +65,7 @@ class Vimco(Categorical):
         bits = metrics.nats_to_bits_per_dim(-bound, images.shape[1:])
         kl = metrics.nats_to_bits_per_dim(jnp.mean(kl_to_uniform(log_q)), images.shape[1:])
         effective = jnp.mean(1 / jnp.sum(learned.weight**2, axis=0))
-        result = {"loss_nats": -bound / images[0].size, "bits_per_dim": bits, "rate": kl, "effective_draws": effective}
+        result = {"loss_nats": -bound / images[0].size, "bits_per_dim": bits, "kl": kl, "effective_draws": effective}
         return result["loss_nats"], ((), result)
 
     def _draws(self, log_q, key):
@@ -73,16 +73,16 @@ class Vimco(Categorical):
         return jax.vmap(draw_codes, (None, 0))(log_q, uniforms.reshape(self.samples, *log_q.shape[:4]))
 
     def _log_joint(self, params, codes, images):
-        """Log P(x | z) p(z) of every draw, [S,B]; activations are made again for the gradient instead of kept."""
+        """Give log P(x | z) p(z) of every draw, [S,B]; activations are made again for the gradient instead of kept."""
         batch = images.shape[0]
+        size = next(n for n in range(min(DRAWS_AT_ONCE, self.samples), 0, -1) if self.samples % n == 0)
+        repeated = jnp.broadcast_to(images[None], (size, *images.shape)).reshape(-1, *images.shape[1:])
 
         @jax.checkpoint
-        def of_some(params, some):
-            repeated = jnp.broadcast_to(images[None], (len(some), *images.shape)).reshape(-1, *images.shape[1:])
+        def of_some(some):
             distortion = self.distortion({"params": params}, some.reshape(-1, *some.shape[2:]), repeated)
-            return -distortion.reshape(len(some), batch)
+            return -distortion.reshape(size, batch)
 
-        size = next(n for n in range(min(DRAWS_AT_ONCE, self.samples), 0, -1) if self.samples % n == 0)
-        parts = [of_some(params, codes[start : start + size]) for start in range(0, self.samples, size)]
         log_p_z = -codes[0, 0].size * jnp.log(float(self.codebook_size))
-        return jnp.concatenate(parts) + log_p_z
+        parts = jax.lax.map(of_some, codes.reshape(-1, size, *codes.shape[1:]))
+        return parts.reshape(self.samples, batch) + log_p_z

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vqvae_jax import metrics
 from vqvae_jax.models import quantizer
-from vqvae_jax.models.trunk import Bound, Images, Trunk
+from vqvae_jax.models.trunk import Bound, Images, LogSum, Trunk
 
 Codes = Int[Array | np.ndarray, "b y x g"]  # y, x: rows and columns of codes
 
@@ -91,9 +91,9 @@ class VQVAE:
         def add(n, total):
             codes = several.indices[:, n]
             joint = log_prior(codes) - self.distortion(variables, codes, images)
-            return jnp.logaddexp(total, jnp.where(several.valid[:, n], joint, -jnp.inf))
+            return total.add(jnp.where(several.valid[:, n], joint, -jnp.inf))
 
-        return -jax.lax.fori_loop(0, several.valid.shape[1], add, jnp.full(images.shape[0], -jnp.inf))
+        return -jax.lax.fori_loop(0, several.valid.shape[1], add, LogSum.of_nothing(images.shape[0])).log()
 
     def distortion(self, variables, codes: Codes, images: Images) -> Float[Array, "b"]:
         """-log P(x | z) in nats per image, in float32."""
