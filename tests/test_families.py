@@ -100,6 +100,7 @@ def test_importance_weighted_bounds_come_down_to_the_exact_likelihood(family, im
     assert np.all(means[2] > exact - 0.05), "no bound is below the likelihood but by chance"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DRAWING)
 def test_the_elbo_is_the_expectation_of_one_draw(family, images):
     model = build(family)
@@ -124,6 +125,7 @@ def known_data():
     return images.astype(np.uint8), weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", BOUNDED)
 def test_no_bound_falls_below_the_entropy_of_known_data(family):
     images, weights = known_data()
@@ -251,6 +253,7 @@ def test_codes_are_drawn_with_their_probabilities():
     assert categorical.draw_codes(log_q, jnp.ones((1, 1, 1, 1))).item() == 3, "never beyond the last code"
 
 
+@pytest.mark.slow
 def test_relaxed_draws_flatter_and_are_never_reported(images):
     model = build("gumbel", temperature=1.0)
     variables = start(model, images)

@@ -135,6 +135,7 @@ def test_an_interrupted_preparation_is_begun_again(archives, imagenet_dir, tmp_p
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", prepare.IMAGENET_FILES.values())
 @pytest.mark.parametrize("cut", ["between", "within"])
 def test_an_archive_that_was_cut_off_is_refused(archives, tmp_path, name, cut):
