@@ -95,8 +95,8 @@ def imagenet_resized_examples(archives: list[Path], size: int) -> Examples:
 
 
 def _members(archive: str, file, progress: tqdm | None = None) -> Iterator[tuple[str, bytes]]:
-    """Stream the files of a tar: name and content."""
-    end = 0
+    """Stream the files of a tar: name and content; InputError after them if it doesn't end as a tar does."""
+    end = 0  # where the zeros of a tar's end must be: at its start, where none are, unless it is read to the end
     try:
         with tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
