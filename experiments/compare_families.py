@@ -3,10 +3,11 @@
     python -m experiments.compare_families --dataset=cifar10 --data_dir=DIR --minutes=12 --seeds=2 [--bounds]
     python -m experiments.compare_families --dataset=cifar10 --data_dir=DIR --minutes=6 --sweep
 
-The minutes are turned into a number of steps for each family once, by timing, and kept; whatever is finished is not
-done again, and a run that was stopped goes on. `--bounds` then measures what takes many passes of the decoder: bounds
-of many draws, and what a VQ-VAE's other codes are worth. `--sweep` trains VQ-VAEs of several rates instead. Every run
-is the ordinary program in a process of its own. Writes `DATASET_FAMILY_SEED.json`, `DATASET.md` and figures to `--out`.
+The minutes are turned into a number of steps for each family once, by timing them in turns, and kept, so a family's
+time is its steps times the time of a step when nothing else ran. Whatever is finished is not done again, and a run that
+was stopped goes on. `--bounds` then measures what takes many passes of the decoder: bounds of many draws, and what a
+VQ-VAE's other codes are worth. `--sweep` trains VQ-VAEs of several rates instead. Every run is the ordinary
+program in a process of its own. Writes `DATASET_FAMILY_SEED.json`, `DATASET.md` and figures to `--out`.
 """
 
 import argparse
@@ -26,10 +27,8 @@ from pathlib import Path
 
 import jax
 import matplotlib
-import numpy as np
 
 from configs import families
-from experiments.collect import training_minutes
 from vqvae_jax import __version__, api, builders, sharding
 from vqvae_jax.data import batches
 from vqvae_jax.errors import InputError
@@ -42,11 +41,12 @@ from matplotlib import pyplot as plt
 
 TITLES = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST", "photos": "photos"}
 SWEEP = {  # name: overrides of the VQ-VAE's latents
-    "2x64": {"num_codebooks": 2, "codebook_size": 64},
-    "5x32": {"num_codebooks": 5, "codebook_size": 32},
-    "5x512": {"num_codebooks": 5, "codebook_size": 512},
-    "12x128": {"num_codebooks": 12, "codebook_size": 128},
+    "2x64": {"model.num_codebooks": 2, "model.codebook_size": 64},
+    "5x32": {"model.num_codebooks": 5, "model.codebook_size": 32},
+    "5x512": {"model.num_codebooks": 5, "model.codebook_size": 512},
+    "12x128": {"model.num_codebooks": 12, "model.codebook_size": 128},
 }
+TIMINGS = 2  # of every family, in turns
 SHORT = {"train.eval_every": 8, "train.checkpoint_every": 8, "train.log_every": 200}  # times in a run
 KEPT = ("bits_per_dim", "rate", "distortion", "psnr", "ssim", "mse", "samples", "prior", "standard_errors")
 KEPT += ("priors", "codebook_usage", "perplexity", "codebook_size", "num_codebooks", "num_images", "likelihood")
@@ -70,20 +70,27 @@ def seconds_per_step(config: dict, source) -> float:
     return statistics.median(times[1:])
 
 
-def plan(arguments, family: str, name: str, overrides: dict) -> int:
-    """Turn the minutes into steps; done once for a run's name and options, and read from a file from then on."""
+def plan(arguments, jobs: list) -> dict:
+    """Turn the minutes into `steps`, with `seconds_per_step`, for every name of a run: once; then read from a file."""
     path = arguments.runs / f"steps_{arguments.dataset.replace('/', '_')}.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
-    key = " ".join([name, f"{arguments.minutes:g} minutes", *(f"{k}={v}" for k, v in arguments.set.items())])
-    if key not in known:
-        options = [f"{k}={v}" for k, v in ({"data.name": arguments.dataset} | arguments.set | overrides).items()]
-        program = "from experiments import compare_families as c; import sys; c.time_steps(*sys.argv[1:])"
-        line = [sys.executable, "-c", program, family, arguments.data_dir or "", *options]
-        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
-        seconds = float(done.stdout.split()[-1])
-        known[key] = {"seconds_per_step": seconds, "steps": max(2, round(60 * arguments.minutes / seconds))}
-        write_json(path, known)
-    return known[key]["steps"]
+    said = [f"{arguments.minutes:g} minutes", *(f"{k}={v}" for k, v in arguments.set.items())]
+    keys = {name: " ".join([name, *said]) for _, _, name, _ in jobs}
+    new = {name: (family, changes) for family, _, name, changes in jobs if keys[name] not in known}
+    times = {name: [] for name in new}
+    for _ in range(TIMINGS):  # in turns: a machine that slows down slows all of them
+        for name, (family, changes) in new.items():
+            options = {"data.name": arguments.dataset} | arguments.set | changes
+            program = "from experiments import compare_families as c; import sys; c.time_steps(*sys.argv[1:])"
+            line = [sys.executable, "-c", program, family, arguments.data_dir or ""]
+            line += [f"{key}={value}" for key, value in options.items()]
+            done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
+            times[name].append(float(done.stdout.split()[-1]))
+    for name, values in times.items():
+        seconds = statistics.median(values)
+        known[keys[name]] = {"seconds_per_step": seconds, "steps": max(2, round(60 * arguments.minutes / seconds))}
+    write_json(path, known)
+    return {name: known[key] for name, key in keys.items()}
 
 
 def time_steps(family: str, data_dir: str, *options: str) -> None:
@@ -112,16 +119,14 @@ def train(arguments, family: str, workdir: Path, seed: int, overrides: dict) -> 
         sys.exit(f"stopped: {shlex.join(line)}")
 
 
-def row_of(arguments, family: str, workdir: Path, seed: int, name: str) -> dict:
-    """Gather what is known of a finished run."""
+def row_of(arguments, family: str, workdir: Path, seed: int, name: str, seconds: float) -> dict:
+    """Gather what is known of a finished run; its minutes are its steps times the time of one, in seconds."""
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     config = json.loads((workdir / "config.json").read_text())
     record = read_record(workdir)
-    clock = training_minutes(record, config["data"]["batch_size"])
-    logged, minutes = zip(*clock, strict=True)
     run = api.load(workdir, arguments.data_dir)
     curve = [
-        {"step": line["step"], "minutes": float(np.interp(line["step"], logged, minutes))}
+        {"step": line["step"], "minutes": line["step"] * seconds / 60}
         | {key[5:]: line[key] for key in ("eval/bits_per_dim", "eval/distortion") if key in line}
         for line in record
         if "eval/distortion" in line
@@ -133,7 +138,8 @@ def row_of(arguments, family: str, workdir: Path, seed: int, name: str) -> dict:
         "dataset": arguments.title,
         "seed": seed,
         "steps": run.meta["step"],
-        "training_minutes": round(minutes[-1], 1),
+        "training_minutes": round(run.meta["step"] * seconds / 60, 1),
+        "seconds_per_step": seconds,
         **{key: evaluation[key] for key in KEPT if key in evaluation},
         "parameters": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
         "most_memory_mb": max((line["most_memory_mb"] for line in record if "most_memory_mb" in line), default=None),
@@ -285,13 +291,18 @@ def _command(arguments) -> str:
     return shlex.join(line)
 
 
+def _row_path(arguments, seed: int, name: str) -> Path:
+    return arguments.out / f"{arguments.slug}_{name}_{seed}.json"
+
+
 def compare(arguments) -> None:
     """Train and measure what is missing; write the table and the figures after every run."""
     jobs = [(family, seed, family, {}) for seed in range(arguments.seeds) for family in arguments.families]
     if arguments.sweep:
         jobs = [("vqvae", 0, f"sweep_{name}", changes) for name, changes in SWEEP.items()]
+    planned = plan(arguments, [job for job in jobs if not _row_path(arguments, *job[1:3]).is_file()])
     for family, seed, name, changes in jobs:
-        path = arguments.out / f"{arguments.slug}_{name}_{seed}.json"
+        path = _row_path(arguments, seed, name)
         workdir = arguments.runs / f"{arguments.dataset}_{name}_{seed}"
         if path.is_file():
             known = json.loads(path.read_text())
@@ -299,10 +310,8 @@ def compare(arguments) -> None:
                 said = f"--minutes={known['minutes']:g} --set {known['set']}"
                 raise InputError(f"{path} is of {said}: choose another --out and --runs")
         else:
-            overrides = {f"model.{key}": value for key, value in changes.items()}
-            steps = plan(arguments, family, name, overrides)
-            train(arguments, family, workdir, seed, overrides | {"train.num_steps": steps})
-            write_json(path, row_of(arguments, family, workdir, seed, name))
+            train(arguments, family, workdir, seed, changes | {"train.num_steps": planned[name]["steps"]})
+            write_json(path, row_of(arguments, family, workdir, seed, name, planned[name]["seconds_per_step"]))
         if arguments.bounds:
             add_bounds(arguments, path, workdir)
         rows = read_rows(arguments)
