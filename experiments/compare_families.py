@@ -89,7 +89,8 @@ def plan(arguments, jobs: list) -> dict:
     for name, values in times.items():
         seconds = statistics.median(values)
         known[keys[name]] = {"seconds_per_step": seconds, "steps": max(2, round(60 * arguments.minutes / seconds))}
-    write_json(path, known)
+    if new:
+        write_json(path, known)
     return {name: known[key] for name, key in keys.items()}
 
 
