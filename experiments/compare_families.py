@@ -126,12 +126,7 @@ def row_of(arguments, family: str, workdir: Path, seed: int, name: str, seconds:
     config = json.loads((workdir / "config.json").read_text())
     record = read_record(workdir)
     run = api.load(workdir, arguments.data_dir)
-    curve = [
-        {"step": line["step"], "minutes": line["step"] * seconds / 60}
-        | {key[5:]: line[key] for key in ("eval/bits_per_dim", "eval/distortion") if key in line}
-        for line in record
-        if "eval/distortion" in line
-    ]
+    curve = curve_of(record, seconds)
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "family": family,
@@ -155,6 +150,17 @@ def row_of(arguments, family: str, workdir: Path, seed: int, name: str, seconds:
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].platform}",
         "versions": {"vqvae_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
     }
+
+
+def curve_of(record: list[dict], seconds: float) -> list[dict]:
+    """Give every validation: its step, minutes, bound and distortion, if the family has both."""
+    keys = ("eval/bits_per_dim", "eval/distortion")
+    return [
+        {"step": line["step"], "minutes": line["step"] * seconds / 60}
+        | {key.removeprefix("eval/"): line[key] for key in keys if key in line}
+        for line in record
+        if any(key in line for key in keys)
+    ]
 
 
 def add_bounds(arguments, path: Path, workdir: Path) -> None:

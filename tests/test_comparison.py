@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments import anchors, collect
+from experiments import anchors, collect, compare_families
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +43,20 @@ def test_gaussian_is_scipys_at_the_same_noisy_pixels(arrays, monkeypatch):
     nats = -stats.multivariate_normal(train.mean(0), covariance).logpdf(test).mean()
     # The same draws: the noise of the training images comes first, and SciPy is given nothing else.
     np.testing.assert_allclose(anchors.gaussian_bits(*arrays), nats / 12 / math.log(2), rtol=1e-6)
+
+
+def test_a_curve_has_every_validation_also_of_bounds_that_have_no_distortion():
+    record = [
+        {"step": 5, "train/loss_nats": 3.0},
+        {"step": 10, "eval/bits_per_dim": 7.0},
+        {"step": 20, "eval/bits_per_dim": 6.0, "eval/distortion": 5.0},
+        {"step": 30, "eval/distortion": 4.0},
+    ]
+    assert compare_families.curve_of(record, 6.0) == [
+        {"step": 10, "minutes": 1.0, "bits_per_dim": 7.0},
+        {"step": 20, "minutes": 2.0, "bits_per_dim": 6.0, "distortion": 5.0},
+        {"step": 30, "minutes": 3.0, "distortion": 4.0},
+    ]
 
 
 def _noisy(images, random):
