@@ -66,7 +66,7 @@ def test_the_file_map_names_every_module():
 
 def test_every_number_with_a_unit_stands_in_a_result_file():
     # <!-- results/FILE:KEY --> after a number says where it comes from; the digits shown must agree.
-    found = re.findall(r"([\d.]+) <!-- (\S+):(\S+) -->", README)
+    found = re.findall(r"([\d.]+) <!-- (\S+?):([^>]+?) -->", README)
     assert found
     for shown, name, keys in found:
         value = json.loads((RESULTS / name).read_text())
