@@ -65,6 +65,25 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.eval_every = 5000  # steps
     config.train.checkpoint_every = 5000  # steps
 
+    config.prior = ml_collections.ConfigDict()
+    config.prior.name = "pixelcnn"  # or "transformer"; "none": no second stage
+    config.prior.features = 128  # channels
+    config.prior.layers = 10
+    config.prior.dropout = 0.2
+    config.prior.conditional = False  # on the class
+    config.prior.label_dropout = 0.0  # share of labels left out in training; above 100 classes it must be above 0
+    config.prior.codes = "cached"  # of every training image, made once; or "fresh": of augmented images
+    config.prior.batch_size = 64  # fields of codes, over all devices
+    config.prior.num_steps = 100000
+    config.prior.log_every = 100  # steps
+    config.prior.eval_every = 2000  # steps; the best is kept
+    config.prior.patience = 10  # validations without a better one, before training stops; 0: never
+    config.prior.optimizer = ml_collections.ConfigDict()
+    config.prior.optimizer.name = "adam"
+    config.prior.optimizer.learning_rate = 3e-4
+    config.prior.optimizer.schedule = "cosine"
+    config.prior.optimizer.warmup_steps = 1000
+
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 128  # images; changes no figure
     config.eval.validation_images = 0  # 0: all
@@ -101,6 +120,14 @@ def _small(config):
     config.train.num_steps = 20_000
     config.train.log_every = 50
     config.train.eval_every = config.train.checkpoint_every = 1000
+    config.prior.features = 64
+    config.prior.layers = 6
+    config.prior.batch_size = 32
+    config.prior.num_steps = 10_000
+    config.prior.log_every = 50
+    config.prior.eval_every = 1000
+    config.prior.optimizer.learning_rate = 1e-3
+    config.prior.optimizer.warmup_steps = 200
     config.eval.validation_images = 1024
     config.eval.fit_images = 1024
     return config
@@ -112,6 +139,12 @@ def _smoke(config):
     config.train.num_steps = 10
     config.train.log_every = 1
     config.train.eval_every = config.train.checkpoint_every = 5
+    config.prior.features = 8
+    config.prior.layers = 2
+    config.prior.batch_size = 8
+    config.prior.num_steps = 10
+    config.prior.log_every = config.prior.eval_every = 5
+    config.prior.optimizer.warmup_steps = 2
     config.eval.validation_images = config.eval.test_images = 64
     config.eval.fit_images = 64
     config.eval.samples = 4

@@ -58,6 +58,25 @@ def get_config(variant: str = "vqvae") -> ml_collections.ConfigDict:
     config.train.eval_every = 500  # steps
     config.train.checkpoint_every = 500  # steps
 
+    config.prior = ml_collections.ConfigDict()
+    config.prior.name = "none"  # or "transformer"; "none": no second stage (then what follows is not used)
+    config.prior.features = 64  # channels
+    config.prior.layers = 6
+    config.prior.dropout = 0.1
+    config.prior.conditional = False  # on the class
+    config.prior.label_dropout = 0.0  # share of labels left out in training; above 100 classes it must be above 0
+    config.prior.codes = "cached"  # of every training image, made once; or "fresh": of augmented images
+    config.prior.batch_size = 32  # fields of codes, over all devices
+    config.prior.num_steps = 5000
+    config.prior.log_every = 20  # steps
+    config.prior.eval_every = 500  # steps; the best is kept
+    config.prior.patience = 5  # validations without a better one, before training stops; 0: never
+    config.prior.optimizer = ml_collections.ConfigDict()
+    config.prior.optimizer.name = "adam"
+    config.prior.optimizer.learning_rate = 1e-3
+    config.prior.optimizer.schedule = "cosine"
+    config.prior.optimizer.warmup_steps = 50
+
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 128  # images; changes no figure
     config.eval.validation_images = 512  # 0: all

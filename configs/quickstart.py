@@ -61,6 +61,25 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.eval_every = 250  # steps
     config.train.checkpoint_every = 250  # steps
 
+    config.prior = ml_collections.ConfigDict()
+    config.prior.name = "pixelcnn"  # or "transformer"; "none": no second stage
+    config.prior.features = 32  # channels
+    config.prior.layers = 4
+    config.prior.dropout = 0.1
+    config.prior.conditional = False  # on the class
+    config.prior.label_dropout = 0.0  # share of labels left out in training; above 100 classes it must be above 0
+    config.prior.codes = "cached"  # of every training image, made once; or "fresh": of augmented images
+    config.prior.batch_size = 32  # fields of codes, over all devices
+    config.prior.num_steps = 600
+    config.prior.log_every = 20  # steps
+    config.prior.eval_every = 100  # steps; the best is kept
+    config.prior.patience = 0  # validations without a better one, before training stops; 0: never
+    config.prior.optimizer = ml_collections.ConfigDict()
+    config.prior.optimizer.name = "adam"
+    config.prior.optimizer.learning_rate = 3e-3
+    config.prior.optimizer.schedule = "cosine"
+    config.prior.optimizer.warmup_steps = 50
+
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 128  # images; changes no figure
     config.eval.validation_images = 0  # 0: all
@@ -79,6 +98,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.train.num_steps = 20
         config.train.eval_every = config.train.checkpoint_every = 10
         config.train.log_every = 5
+        config.prior.features = 8
+        config.prior.layers = 2
+        config.prior.batch_size = 8
+        config.prior.num_steps = 10
+        config.prior.log_every = config.prior.eval_every = 5
+        config.prior.optimizer.warmup_steps = 2
         config.eval.validation_images = config.eval.test_images = 64
         config.eval.fit_images = 64
         config.eval.samples = 4

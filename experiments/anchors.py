@@ -10,16 +10,15 @@ decoded (CIFAR-10 (JPEG) is made of JPEG files), which are a lossless code for t
 
 import argparse
 import contextlib
-import datetime
 import io
 import json
 import math
-import subprocess
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, features
 
+from experiments.provenance import provenance
 from vqvae_jax.data import sources, transforms
 from vqvae_jax.data.images import MODES, ArraySource
 from vqvae_jax.errors import InputError
@@ -115,14 +114,11 @@ def main():
         found = anchors(*opened, arguments.sources)  # pyright: ignore - all are ArraySource
     except InputError as error:
         parser.error(str(error))
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     result = {
         "dataset": arguments.title or arguments.dataset,
         "bits_per_dim": {name: round(value, 4) for name, value in found.items()},
         "command": f"python -m experiments.anchors --dataset={arguments.dataset} --data_dir=DIR --out=FILE",
-        "commit": head.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-        "versions": {"pillow": Image.__version__, "numpy": np.__version__},
+        **provenance(),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out, result)

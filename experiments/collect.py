@@ -4,21 +4,15 @@ python -m experiments.collect RUN --out=experiments/results/NAME --command="..."
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
-import subprocess
 from pathlib import Path
 
-import jax
-
+from experiments.provenance import provenance
 from vqvae_jax.metric_writer import read_record, write_json
 
 KEPT = ("evaluation.json", "figures/curves.png", "figures/reconstructions.png")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+OF_A_PRIOR = ("figures/prior_curves.png", "figures/samples.png")
 
 
 def training_minutes(record: list[dict], batch_size: int) -> list[tuple[int, float]]:
@@ -32,6 +26,14 @@ def training_minutes(record: list[dict], batch_size: int) -> list[tuple[int, flo
     return points
 
 
+def copy_record(run: Path, path: Path) -> list[dict]:
+    """Copy the record of a stage without its dates."""
+    record = read_record(run)
+    lines = [json.dumps({k: v for k, v in line.items() if k != "unix_time"}) + "\n" for line in record]
+    path.write_text("".join(lines))
+    return record
+
+
 def main():
     """Copy one run."""
     parser = argparse.ArgumentParser(description="Copy a finished run to experiments/results/.")
@@ -43,23 +45,23 @@ def main():
     parser.add_argument("--note", default="", help="what else to know of the run")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    prior = (arguments.run / "prior").is_dir()
+    for name in KEPT + OF_A_PRIOR * prior:
         shutil.copy(arguments.run / name, arguments.out / Path(name).name)
     config = json.loads((arguments.run / "config.json").read_text())
     config["data"]["data_dir"] = None  # a path of the machine that trained
     write_json(arguments.out / "config.json", config)
-    record = read_record(arguments.run)
-    lines = [json.dumps({k: v for k, v in line.items() if k != "unix_time"}) + "\n" for line in record]
-    (arguments.out / "metrics.jsonl").write_text("".join(lines))
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    record = copy_record(arguments.run, arguments.out / "metrics.jsonl")
+    minutes = training_minutes(record, config["data"]["batch_size"])[-1][1]
+    if prior:
+        of_prior = copy_record(arguments.run / "prior", arguments.out / "prior_metrics.jsonl")
+        minutes += training_minutes(of_prior, config["prior"]["batch_size"])[-1][1]
     about = {
         "command": arguments.command,
         "data": arguments.data,
-        "commit": arguments.commit or head.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-        "training_minutes": round(training_minutes(record, config["data"]["batch_size"])[-1][1], 1),
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].platform}",
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        **provenance(),
+        **({"commit": arguments.commit} if arguments.commit else {}),
+        "training_minutes": round(minutes, 1),
         "note": arguments.note,
     }
     write_json(arguments.out / "about.json", about)

@@ -13,11 +13,8 @@ program in a process of its own. Writes `DATASET_FAMILY_SEED.json`, `DATASET.md`
 import argparse
 import ast
 import contextlib
-import datetime
 import json
 import math
-import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -29,7 +26,8 @@ import jax
 import matplotlib
 
 from configs import families
-from vqvae_jax import __version__, api, builders, sharding
+from experiments.provenance import provenance
+from vqvae_jax import api, builders, sharding
 from vqvae_jax.data import batches
 from vqvae_jax.errors import InputError
 from vqvae_jax.evaluate import other_bounds
@@ -127,7 +125,6 @@ def row_of(arguments, family: str, workdir: Path, seed: int, name: str, seconds:
     record = read_record(workdir)
     run = api.load(workdir, arguments.data_dir)
     curve = curve_of(record, seconds)
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "family": family,
         "name": name,
@@ -145,10 +142,7 @@ def row_of(arguments, family: str, workdir: Path, seed: int, name: str, seconds:
         "minutes": arguments.minutes,
         "set": arguments.set,
         "command": arguments.command,
-        "commit": head.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].platform}",
-        "versions": {"vqvae_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+        **provenance(),
     }
 
 

@@ -8,10 +8,8 @@ Writes `table.md`, `table.csv` and `report.json`, and as SVG and PNG: `images_pe
 
 import argparse
 import csv
-import datetime
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from experiments.provenance import provenance
 from vqvae_jax.data import sources, transforms
 from vqvae_jax.data.images import MODES, ArraySource, Opened, prepare_split
 from vqvae_jax.errors import InputError
@@ -279,14 +278,12 @@ def report(dataset: str, title: str, data_dir: str | None, size: int | None, out
     draw_sizes(both, len(class_names), title, out)
     draw_examples(first, title, size, out)
     write_tables(result, NOTES.get(dataset, ""), out)
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     result |= {
         "examples_of_equal_images": duplicates[:10],
         "examples_of_near_duplicates": near[:10],
         "near_means_at_most": {"bits_of_64": NEAR, "levels_of_255": NEAR_LEVELS},
         "command": f"python -m experiments.dataset_report --dataset={dataset} --data_dir=DIR --out=DIR",
-        "commit": head.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
+        **provenance(),
     }
     (out / "report.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result

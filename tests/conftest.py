@@ -55,6 +55,7 @@ def config(photo_dir) -> dict:
     config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
     config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
     config["train"] |= {"num_steps": 6, "log_every": 1, "eval_every": 3, "checkpoint_every": 2}
+    config["prior"]["name"] = "none"
     config["logging"]["tensorboard"] = False
     return config
 

@@ -13,7 +13,7 @@ from vqvae_jax.errors import InputError
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
 CASES = [(n, v) for n in NAMES for v in importlib.import_module(f"configs.{n}").VARIANTS]
 SHAPES = {"imagenet2012": (128, 128, 3), "fashion_mnist": (28, 28, 1)}
-SECTIONS = ["seed", "data", "model", "optimizer", "train", "eval", "logging"]
+SECTIONS = ["seed", "data", "model", "optimizer", "train", "prior", "eval", "logging"]
 
 
 def get(name, variant):

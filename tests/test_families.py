@@ -365,7 +365,7 @@ def test_every_family_is_measured_whatever_the_batch_and_the_order(family, capsy
         ("autoencoder", lambda run, x: run.bits_per_dim(x), "the family autoencoder has no p.z., so it has no bound"),
         ("autoencoder", lambda run, x: run.importance_bound(x, 3), "draws no latents"),
         ("vqvae", lambda run, x: run.importance_bound(x, 3), "the family vqvae draws no latents"),
-        ("vqvae", lambda run, x: run.sample(3), "the family vqvae has no p.z. of its own to draw from"),
+        ("vqvae", lambda run, x: run.sample(3), "this run has no learned prior to draw codes from"),
         ("vqvae", lambda run, x: run.several_codes_bound(x, 3), "the prior of the codes is fitted when the run"),
         ("vae", lambda run, x: run.several_codes_bound(x, 3), "the family vae chooses no code"),
         (

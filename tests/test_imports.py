@@ -14,19 +14,27 @@ LAYERS = [  # a module may import modules of earlier layers and, where it says s
     {"data.statistics"},
     {"data.images"},
     {"data.sources"},
-    {"data.batches", "models.trunk", "priors.uniform"},
+    {"data.batches", "models.trunk", "priors.uniform", "priors.positionwise", "priors.pixelcnn", "priors.transformer"},
+    {"priors.autoregressive"},
+    {"priors.ancestral"},
     {"priors.unigram", "models.vqvae", "models.vae", "models.autoencoder", "models.importance"},
     {"models.categorical"},
     {"models.gumbel", "models.vimco"},
     {"builders"},
     {"train_step"},
+    {"learned"},
     {"api"},
-    {"evaluate"},
+    {"evaluate", "sample"},
+    {"stages"},
     {"train"},
     {"main"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
-ONE_OWNER = {"orbax": {"checkpoint"}, "flax": {"models.networks"}, "tensorflow_datasets": {"data.prepare"}}
+ONE_OWNER = {
+    "orbax": {"checkpoint"},
+    "flax": {"models.networks", "priors.pixelcnn", "priors.transformer"},
+    "tensorflow_datasets": {"data.prepare"},
+}
 ONE_OWNER |= {
     "grain": {"data.batches"},
     "ml_collections": {"main"},

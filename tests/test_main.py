@@ -14,6 +14,7 @@ from PIL import Image
 from vqvae_jax import api, main
 from vqvae_jax.data import sources
 from vqvae_jax.errors import InputError
+from vqvae_jax.priors.ancestral import Options
 
 ROOT = Path(__file__).parent.parent
 QUICK = f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke"
@@ -43,7 +44,7 @@ def test_training_writes_and_names_everything(folder):
     for name in ("evaluation.json", "metrics.jsonl", "checkpoints/model/2"):
         assert f"runs/quickstart-smoke/{name}" in out
         assert (run / name).exists()
-    figures = ["curves.png", "extremes.png", "per_class.png", "reconstructions.png"]
+    figures = ["curves.png", "extremes.png", "per_class.png", "prior_curves.png", "reconstructions.png", "samples.png"]
     assert f"runs/quickstart-smoke/figures/: {', '.join(figures)}" in out
     assert sorted(path.name for path in (run / "figures").iterdir()) == figures
     assert (run / "config.json").exists()
@@ -56,7 +57,7 @@ def test_training_writes_and_names_everything(folder):
 
 def test_training_is_quiet_but_for_its_progress(folder):
     for line in (folder / "stderr").read_text().replace("\r", "\n").splitlines():
-        assert not line.strip() or line.startswith("train: "), line
+        assert not line.strip() or line.startswith(("train ", "codes of the training images")), line
     assert "images/s" in (folder / "stderr").read_text()
     assert "bits/dim" in (folder / "stderr").read_text()
 
@@ -65,7 +66,8 @@ def test_the_same_command_again_goes_straight_to_the_table(folder, photo_dir):
     before = (folder / "runs/quickstart-smoke/metrics.jsonl").read_text()
     done = command(QUICK, *TINY, f"--data_dir={photo_dir}", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "resumed at step 2" in done.stdout
+    assert "model: resumed at step 2" in done.stdout
+    assert "prior: resumed at step 10" in done.stdout
     assert (folder / "runs/quickstart-smoke/metrics.jsonl").read_text() == before
 
 
@@ -95,6 +97,24 @@ def test_reconstruct_takes_the_split_or_image_files(folder):
     assert done.returncode == 0, done.stderr
     shown = np.asarray(Image.open(folder / "mine_out.png"))[::2, ::2]
     np.testing.assert_array_equal(shown[:36, :40], pixels)
+
+
+def test_sample_and_complete_need_the_run_alone(folder):
+    run = folder / "runs" / "quickstart-smoke"
+    done = command("--mode=sample", f"--workdir={run}", "--num=5", "--temperature=0.8", "--top_k=9", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    expected = api.load(run).sample(5, options=Options(temperature=0.8, top_k=9))
+    with np.load(run / "samples" / "samples.npz") as file:
+        np.testing.assert_array_equal(file["images"], expected)
+    shown = np.asarray(Image.open(run / "samples" / "grid.png"))[::2, ::2]
+    np.testing.assert_array_equal(shown[:, 34:66], expected[1])
+    np.testing.assert_array_equal(np.asarray(Image.open(run / "samples" / "0004.png"))[::2, ::2], expected[4])
+    done = command("--mode=complete", f"--workdir={run}", "--num=3", "--keep=0.25", "--output=c.png", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    originals, given, completed = np.split(np.asarray(Image.open(folder / "c.png"))[::2, ::2][:, :32], [33, 67])
+    np.testing.assert_array_equal(given[1:9], originals[:8])
+    assert np.all(given[9:33] == 128)
+    assert completed.shape[0] >= 32
 
 
 def test_data_of_other_classes_are_not_measured(folder, photo_dir):
@@ -136,6 +156,11 @@ def test_data_of_other_classes_are_not_measured(folder, photo_dir):
         (["--mode=reconstruct", "--workdir=RUN", "some.png"], "image files are named with --input=some.png"),
         ([QUICK, "--workdir=RUN"], "holds a run of another config: "),
         (["--mod=evaluate"], "mod"),
+        (["--mode=sample", "--workdir=RUN", "--temperature=0"], "the temperature is 0.0: it must be above 0"),
+        (["--mode=sample", "--workdir=RUN", "--top_k=1000"], "top_k is 1000: it must be 0 (all) to 128"),
+        (["--mode=sample", "--workdir=RUN", "--class=cofee"], "unknown class 'cofee': did you mean 'coffee'?"),
+        (["--mode=sample", "--workdir=RUN", "--class=coffee"], "this prior knows no classes"),
+        (["--mode=complete", "--workdir=RUN", "--keep=1"], "the share to keep is 1.0: it must be between 0 and 1"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(folder, arguments, message):
@@ -175,7 +200,7 @@ def test_a_full_disk_is_one_line(folder, photo_dir, tensorboard):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line and not line.startswith("train: ")]
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line and not line.startswith("train ")]
     assert lines == [
         "error: no space left on disk: make room and run the same command, it goes on from the last checkpoint"
     ]

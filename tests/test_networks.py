@@ -139,19 +139,21 @@ def test_residual_stack_equals_the_plain_form_and_so_do_its_gradients():
 
 @pytest.mark.parametrize("device", ["cpu", "default"])
 @pytest.mark.parametrize(
-    ("c", "o", "size", "padding"),
-    [(2, 5, 3, (1, 1)), (5, 2, 3, (1, 1)), (4, 4, 3, (1, 1)), (3, 6, 2, (0, 0)), (6, 3, 2, (0, 0)), (6, 3, 2, (1, 1)),
-     (3, 6, 2, (1, 1)), (5, 2, 3, (2, 0)), (2, 5, 3, (2, 0))],
+    ("c", "o", "shape", "padding"),
+    [(2, 5, (3, 3), ((1, 1), (1, 1))), (5, 2, (3, 3), ((1, 1), (1, 1))), (4, 4, (3, 3), ((1, 1), (1, 1))),
+     (3, 6, (2, 2), ((0, 0), (0, 0))), (6, 3, (2, 2), ((0, 0), (0, 0))), (6, 3, (2, 2), ((1, 1), (1, 1))),
+     (5, 2, (3, 3), ((2, 0), (0, 1))), (2, 5, (2, 3), ((1, 0), (1, 1))), (5, 2, (2, 3), ((1, 0), (1, 1))),
+     (2, 5, (1, 2), ((0, 0), (1, 0))), (5, 2, (1, 2), ((0, 0), (1, 0)))],
 )  # fmt: skip
-def test_convolution_and_its_gradients_equal_jaxs_own(monkeypatch, device, c, o, size, padding):
+def test_convolution_and_its_gradients_equal_jaxs_own(monkeypatch, device, c, o, shape, padding):
     # Both the arithmetic of a CPU and that of other devices.
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, **ways: ways[device](*arguments))
-    x, kernel = random((2, 5, 4, c)), random((size, size, c, o), 1)
-    upstream = random((2, 6 + sum(padding) - size, 5 + sum(padding) - size, o), 2)
+    x, kernel = random((2, 5, 4, c)), random((*shape, c, o), 1)
+    upstream = random((2, 6 + sum(padding[0]) - shape[0], 5 + sum(padding[1]) - shape[1], o), 2)
 
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+            x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
         )
 
     def ours(x, kernel):

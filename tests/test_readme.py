@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vqvae_jax import api, builders, evaluate
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "experiments" / "results"
@@ -25,7 +27,8 @@ READING = [line for line in COMMANDS if "vqvae_jax.main" in line and "--mode" in
 
 
 def run(line, cwd):
-    words = shlex.split(line.replace("configs/", f"{ROOT}/configs/"))
+    line = line.replace("configs/", f"{ROOT}/configs/").replace("experiments/results", str(RESULTS))
+    words = shlex.split(line)
     words = words[words.index("python") + 1 :]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True, check=False)
@@ -39,10 +42,14 @@ def test_training_and_reading_commands_run_in_smoke_form(tmp_path, photo_dir):
     small = f"--config.data.name=photos --data_dir={photo_dir} --config.model.hidden=4 --config.model.residual_units=4"
     small += " --config.train.num_steps=2 --config.data.batch_size=4 --config.eval.test_images=8"
     small += " --config.eval.validation_images=8 --config.eval.fit_images=8"
+    small += " --config.eval.samples=2 --config.eval.subset_images=4 --config.eval.subset_samples=3"
+    prior = "--config.prior.num_steps=2 --config.prior.batch_size=4 --config.prior.features=32 --config.prior.layers=1"
     for line in TRAINING:
         words = [word for word in line.split() if not word.startswith("--data_dir")]
         codebooks = "" if "families.py:vae" in line else "--config.model.num_codebooks=2"
-        run(f"{' '.join(words)} {small} {codebooks}", tmp_path)
+        # Drawing 32x32 codes takes unoptimised programs a while, and nothing in it is ImageNet's.
+        stage = "--config.prior.name=none" if "imagenet" in line else prior
+        run(f"{' '.join(words)} {small} {stage} {codebooks}", tmp_path)
     (tmp_path / "photo.png").write_bytes((Path(photo_dir) / "coffee.png").read_bytes())
     for line in READING:
         run(line, tmp_path)
@@ -74,6 +81,22 @@ def test_every_number_with_a_unit_stands_in_a_result_file():
             value = value[int(key)] if isinstance(value, list) else value[key]
         digits = len(shown.partition(".")[2])
         assert f"{value:.{digits}f}" == shown, f"{name}:{keys} is {value}, the README says {shown}"
+
+
+@pytest.mark.slow
+def test_the_committed_run_has_the_figure_that_is_printed_for_it():
+    run = api.load(RESULTS / "small_run")
+    source = builders.build_source(run.meta["config"]["data"], "test")
+    printed = json.loads((RESULTS / "quickstart" / "evaluation.json").read_text())
+    found = evaluate.evaluate(run, source)
+    for key in ("bits_per_dim", "rate", "distortion"):
+        assert found[key] == pytest.approx(printed[key], abs=2e-3)  # other processors round otherwise
+
+
+def test_the_committed_run_samples(tmp_path):
+    line = next(line for line in READING if "small_run" in line)
+    run(line, tmp_path)
+    assert len(list((tmp_path / "samples").glob("0*.png"))) == 64
 
 
 def test_links_to_files_exist():

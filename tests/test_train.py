@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqvae_jax import builders, checkpoint, metric_writer, sharding, train
+from vqvae_jax import api, builders, checkpoint, metric_writer, sharding, train
 from vqvae_jax.errors import InputError
 from vqvae_jax.train_step import init_state, make_train_step
 
@@ -213,18 +213,18 @@ def test_a_wrong_option_leaves_the_folder_alone(config, tmp_path):
 
 def test_a_stop_after_the_last_step_loses_nothing(config, tmp_path, monkeypatch):
     train.train(config, tmp_path / "whole")
-    fit = train.Loop.fit
+    fit = api.Run.fit
     monkeypatch.setattr(
-        train.Loop, "fit", lambda self, n=0: fit(self, n) if n else (_ for _ in ()).throw(KeyboardInterrupt)
+        api.Run, "fit", lambda self, s, n=0: fit(self, s, n) if n else (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         train.train(config, tmp_path / "parts")
     assert final_state(tmp_path / "parts")[0] == 6
-    assert not checkpoint.is_fitted(tmp_path / "parts", 6)
-    monkeypatch.setattr(train.Loop, "fit", fit)
+    assert not checkpoint.is_fitted(checkpoint.folder(tmp_path / "parts"), 6)
+    monkeypatch.setattr(api.Run, "fit", fit)
     train.train(config, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    one, other = (checkpoint.read_fitted(tmp_path / name, 6) for name in ("whole", "parts"))
+    one, other = (checkpoint.read_fitted(checkpoint.folder(tmp_path / name), 6) for name in ("whole", "parts"))
     chex.assert_trees_all_equal(one, other)
     assert np.sum(one["code_counts"]) > 0
 

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqvae_jax import builders, checkpoint, metrics, sharding
+from vqvae_jax import builders, checkpoint, learned, metrics, sharding
 from vqvae_jax.data import batches
 from vqvae_jax.errors import InputError
+from vqvae_jax.learned import Learned
 from vqvae_jax.models import importance
 from vqvae_jax.models.trunk import Bound
-from vqvae_jax.priors import uniform, unigram
+from vqvae_jax.priors import positionwise, uniform, unigram
+from vqvae_jax.priors.ancestral import Options
 
-PRIORS = {"uniform": uniform, "unigram": unigram}
+# Those that need nothing but counts of codes.
+PRIORS = {"uniform": uniform, "unigram": unigram, "positionwise": positionwise}
 
 # At the border wrong arrays get an error of their own, so these say less than they require.
 Images = np.ndarray  # uint8 [N,H,W,C]
@@ -65,6 +68,14 @@ def _several_codes_bound(model, prior, num, variables, images):
     return model.several_codes_bound(variables, images, partial(prior.log_prob, fitted), num)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _several_codes_learned(model, prior, num, learned, variables, images):
+    def log_prior(codes):
+        return prior.marginal_log_prob(learned[0], codes, learned[1])
+
+    return model.several_codes_bound(variables, images, log_prior, num)
+
+
 @partial(jax.jit, static_argnums=0)
 def _fit_sums(model, variables, images, mask):
     return model.fit_sums(variables, images, mask)
@@ -87,6 +98,7 @@ class Run:
     model: Any
     variables: dict
     meta: dict
+    learned: Learned | None = None
 
     @property
     def family(self) -> str:
@@ -95,7 +107,9 @@ class Run:
 
     @property
     def prior(self) -> str | None:
-        """The name of the headline prior: unigram once codes are counted; None for a family without a bound."""
+        """The name of the headline prior: a learned one, or unigram once codes are counted; None without a bound."""
+        if self.learned is not None:
+            return self.learned.name
         return "unigram" if "code_counts" in self.variables["fitted"] else getattr(self.model, "prior_name", None)
 
     def encode(self, images: Images) -> Latents:
@@ -169,27 +183,92 @@ class Run:
         self._needs("several_codes_bound", "chooses no code, so there are no other ones to count")
         if not isinstance(num, int) or num < 1:
             raise InputError(f"the number of codes is {num}: it must be a whole number, at least 1")
-        if self.prior not in PRIORS or "code_counts" not in self.variables["fitted"]:
+        if "code_counts" not in self.variables["fitted"]:
             raise InputError("the prior of the codes is fitted when the run is finished: train on first")
-        function = partial(_several_codes_bound, self.model, PRIORS[self.prior], num)
+        if self.learned is None:
+            function = partial(_several_codes_bound, self.model, unigram, num)
+        else:
+            of_prior = self.learned.variables, self.learned.log_class_frequencies
+            function = partial(_several_codes_learned, self.model, self.learned.prior, num, of_prior)
         return self._map(function, self._checked(images)).astype(np.float64)
 
-    def sample(self, num: int, seed: int = 0) -> Images:
-        """Images uint8 [num,H,W,C] of latents drawn from p(z), or for an autoencoder from its ex-post Gaussian."""
-        self._needs("sample_latents", "has no p(z) of its own to draw from")
-        if num < 1:
-            raise InputError(f"the number of samples is {num}: it must be at least 1")
-        if self.prior is None and not self.variables["fitted"]:
-            raise InputError("the Gaussian of the latents is fitted when the run is finished: train on first")
+    def with_prior(self, learned: Learned | None) -> "Run":
+        """The same run with a learned prior, or without."""
+        return replace(self, learned=learned)
+
+    @property
+    def field(self) -> tuple[int, int, int]:
+        """Rows and columns of codes, and codes per position, of images of the training size."""
         height, width, _ = self.meta["image_shape"]
         factor = 2**self.model.trunk.encoder.downsamplings
-        shape = (num, height // factor, width // factor)
-        return np.asarray(_sample(self.model, self.variables, jax.random.key(seed), shape))
+        return height // factor, width // factor, self.model.num_codebooks
 
-    def measure(self, images: Images) -> dict[str, np.ndarray]:
-        """All measures of every image, rows in the order of `images`: see `_measure`."""
+    def fingerprint(self) -> str:
+        """A digest of all that turns images into codes and back."""
+        return checkpoint.digest({"params": self.variables["params"], "state": self.variables["state"]})
+
+    def encode_on_devices(self, images):
+        """Encode a batch that lies on the devices already; the codes stay there."""
+        return _encode(self.model, self.variables, images)
+
+    def sample(
+        self,
+        num: int,
+        seed: int = 0,
+        labels: np.ndarray | None = None,
+        options: Options = Options(),  # noqa: B008 - immutable
+    ) -> Images:
+        """Images uint8 [num,H,W,C] of codes that the learned prior draws, or of latents drawn from p(z).
+
+        For an autoencoder they come from its ex-post Gaussian. `labels` int [num] are classes, for a prior that knows
+        any; without them they are drawn as often as in training.
+
+        Raises:
+            InputError: there is nothing to draw from, or an option is out of range.
+        """
+        if num < 1:
+            raise InputError(f"the number of samples is {num}: it must be at least 1")
+        if hasattr(self.model, "sample_latents"):
+            if self.prior is None and not self.variables["fitted"]:
+                raise InputError("the Gaussian of the latents is fitted when the run is finished: train on first")
+            height, width, _ = self.meta["image_shape"]
+            factor = 2**self.model.trunk.encoder.downsamplings
+            shape = (num, height // factor, width // factor)
+            return np.asarray(_sample(self.model, self.variables, jax.random.key(seed), shape))
+        empty = np.zeros((num, *self.field), np.int32)
+        return self.decode(self._prior().sample(empty, seed=seed, labels=labels, options=options))
+
+    def complete(
+        self,
+        images: Images,
+        rows: int,
+        seed: int = 0,
+        labels: np.ndarray | None = None,
+        options: Options = Options(),  # noqa: B008 - immutable
+    ) -> Images:
+        """Keep the codes of the upper `rows` rows of codes of every image, and draw the others from the learned prior.
+
+        Raises:
+            InputError: there is no learned prior, or the images aren't of the training size.
+        """
+        prior, codes = self._prior(), self.encode(images)
+        keep = rows * codes.shape[2] * codes.shape[3]
+        return self.decode(prior.sample(codes, keep=keep, seed=seed, labels=labels, options=options))
+
+    def _prior(self) -> Learned:
+        if self.learned is None:
+            raise InputError("this run has no learned prior to draw codes from: train one, e.g. prior.name=pixelcnn")
+        return self.learned
+
+    def measure(self, images: Images, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """All measures of every image, rows in the order of `images`: see `_measure`, and the learned prior's rates."""
         images = self._checked(images)
-        return self._map(partial(_measure, self.model), images, _seeds(images))
+        result = self._map(partial(_measure, self.model), images, _seeds(images))
+        if self.learned is not None:
+            result[f"rate/{self.learned.name}"] = -self.learned.log_prob(result["codes"])
+            if labels is not None and self.learned.prior.num_classes:
+                result["rate_given_label"] = -self.learned.log_prob(result["codes"], labels)
+        return result
 
     def fit(self, source, num_images: int = 0) -> dict:
         """Count on training images (0: all) what the model can't learn by gradient; see `model.fit`."""
@@ -225,16 +304,8 @@ class Run:
         return -(-wanted // devices) * devices
 
     def _map(self, function: Callable, *arrays: np.ndarray):
-        """Apply a batch function to any number of rows of some arrays, in batches of one size."""
-        total, mesh, results = len(arrays[0]), sharding.make_mesh(), []
-        size = self._batch_size(total)
-        for start in range(0, max(1, total), size):
-            chunks = [rows[start : start + size] for rows in arrays]
-            length = len(chunks[0])
-            padded = [np.concatenate([rows, np.zeros((size - length, *rows.shape[1:]), rows.dtype)]) for rows in chunks]
-            result = function(self.variables, *(sharding.put_batch(rows, mesh) for rows in padded))
-            results.append(jax.tree.map(lambda x, n=length: np.asarray(x)[:n], result))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+        """Apply a batch function of variables and rows to any number of rows of some arrays."""
+        return sharding.map_rows(partial(function, self.variables), self._batch_size(len(arrays[0])), *arrays)
 
 
 def check_support(model, images: Images) -> None:
@@ -245,16 +316,8 @@ def check_support(model, images: Images) -> None:
         raise InputError(f"this likelihood is for images of the levels {levels} alone: choose another model.likelihood")
 
 
-def load(workdir: str | Path, data_dir: str | None = None) -> Run:
-    """Load a run's newest checkpoint, which carries its own config.
-
-    Args:
-        workdir: the run's folder, e.g. "runs/cifar10".
-        data_dir: where its data set lies now, if it moved.
-
-    Raises:
-        InputError: there is no checkpoint.
-    """
+def load_model(workdir: str | Path, data_dir: str | None = None) -> Run:
+    """Load a run's image model without a learned prior; see `load`."""
     if not checkpoint.folder(workdir).is_dir():
         raise InputError(f"no run in {workdir}: train first, or name another folder with --workdir")
     with checkpoint.open_manager(workdir, read_only=True) as manager:
@@ -265,7 +328,21 @@ def load(workdir: str | Path, data_dir: str | None = None) -> Run:
             meta["config"]["data"]["data_dir"] = data_dir
         model = builders.build_model(meta["config"]["model"], tuple(meta["image_shape"]))
         images = jax.ShapeDtypeStruct((1, *meta["image_shape"]), np.uint8)
-        abstract = jax.eval_shape(model.init, jax.random.key(0), images)
-        everywhere = sharding.replicated(sharding.make_mesh())
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
+        abstract = sharding.everywhere(jax.eval_shape(model.init, jax.random.key(0), images))
         return Run(model, checkpoint.restore_variables(manager, step, abstract), meta)
+
+
+def load(workdir: str | Path, data_dir: str | None = None) -> Run:
+    """Load a run's newest checkpoint, which carries its own config, and its prior if one was trained to its end.
+
+    Args:
+        workdir: the run's folder, e.g. "runs/cifar10".
+        data_dir: where its data set lies now, if it moved.
+
+    Raises:
+        InputError: there is no checkpoint, or the prior is of another image model.
+    """
+    run = load_model(workdir, data_dir)
+    if not hasattr(run.model, "codebook_size"):
+        return run
+    return run.with_prior(learned.load(workdir, run.fingerprint(), run.field, run.model.codebook_size))

@@ -17,6 +17,8 @@ from vqvae_jax.models.trunk import Trunk
 from vqvae_jax.models.vae import VAE
 from vqvae_jax.models.vimco import Vimco
 from vqvae_jax.models.vqvae import VQVAE
+from vqvae_jax.priors import pixelcnn, transformer
+from vqvae_jax.priors.autoregressive import Autoregressive
 
 
 def pick(table: Mapping[str, Callable], name: str, what: str) -> Callable:
@@ -52,6 +54,9 @@ def check(condition: bool, message: str) -> None:
 SECTIONS = {
     "data": {"batch_size": 1, "flip": None, "num_threads": 0, "min_side": 1, "max_bad_images": 0},
     "train": {"num_steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1},
+    "prior": {"name": None, "features": 1, "layers": 1, "dropout": 0, "conditional": None, "label_dropout": 0}
+    | {"codes": None, "batch_size": 1, "num_steps": 1, "log_every": 1, "eval_every": 1, "patience": 0}
+    | {"optimizer": None},
     "eval": {"batch_size": 1, "validation_images": 0, "test_images": 0, "fit_images": 0, "final_fit_images": 0}
     | {"samples": 0, "subset_images": 0, "subset_samples": 0},
     "logging": {"tensorboard": None},
@@ -69,6 +74,7 @@ def check_config(config: Mapping) -> None:
             check(key in config[section], f"the config lacks {section}.{key}")
             value = config[section][key]
             check(low is None or value >= low, f"{section}.{key} is {value}: it must be at least {low}")
+    check_prior(config["prior"])
 
 
 def _trunk(
@@ -195,6 +201,49 @@ def build_model(section: Mapping, image_shape: tuple[int, int, int]):
     check_keys(options, shared | own, "model")
     networks = {key: options.pop(key) for key in shared}
     return family(trunk=partial(_trunk, image_shape=tuple(image_shape), **networks), **options)
+
+
+# A class-conditional prior is added up over up to this many classes.
+MOST_CLASSES = 100
+
+
+def _pixelcnn(field, codebook_size, num_labels, section) -> pixelcnn.Network:
+    return pixelcnn.Network(field, codebook_size, num_labels, *(section[k] for k in ("features", "layers", "dropout")))
+
+
+def _transformer(field, codebook_size, num_labels, section) -> transformer.Network:
+    check(
+        section["features"] % transformer.HEAD == 0,
+        f"prior.features is {section['features']}: a transformer needs a multiple of {transformer.HEAD}",
+    )
+    return transformer.Network(
+        field, codebook_size, num_labels, *(section[k] for k in ("features", "layers", "dropout"))
+    )
+
+
+PRIORS = {"pixelcnn": _pixelcnn, "transformer": _transformer}
+
+
+def check_prior(section: Mapping) -> None:
+    """Raise InputError unless the config's `prior` section names a known prior, or "none", with values in range."""
+    pick({**PRIORS, "none": bool}, section["name"], "prior")
+    pick({"fresh": bool, "cached": bool}, section["codes"], "prior.codes")
+    for key in ("dropout", "label_dropout"):
+        check(section[key] < 1, f"prior.{key} is {section[key]}: it must be at least 0 and below 1")
+    build_optimizer(section["optimizer"], section["num_steps"])
+
+
+def build_prior(section: Mapping, field: tuple[int, int, int], codebook_size: int, num_classes: int) -> Autoregressive:
+    """Build a learned prior from the config's `prior` section, for codes [h, w, G] below `codebook_size`."""
+    known = num_classes if section["conditional"] else 0
+    share = section["label_dropout"] if known else 0.0
+    check(
+        known <= MOST_CLASSES or share > 0,
+        f"a prior on {known} classes needs prior.label_dropout above 0, e.g. 0.1: over more than {MOST_CLASSES} "
+        "classes it isn't added up, and the headline is that of no label",
+    )
+    network = pick(PRIORS, section["name"], "prior")(field, codebook_size, known + (share > 0), section)
+    return Autoregressive(network, known, share)
 
 
 OPEN_KEYS = ("name", "data_dir")

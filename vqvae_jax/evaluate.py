@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vqvae_jax import metrics
-from vqvae_jax.api import Run
+from vqvae_jax.api import PRIORS, Run
 from vqvae_jax.data import batches
 from vqvae_jax.data.images import Source
 
@@ -49,7 +49,7 @@ def measure(run: Run, source: Source, num_images: int = 0) -> Measured:
     if hasattr(run.model, "codebook_size"):
         counts = np.zeros((run.model.num_codebooks, run.model.codebook_size))
     for images, label, row in _chunks(source, num_images):
-        measured = run.measure(images)
+        measured = run.measure(images, label)
         labels.append(label)
         rows.append(row)
         for group, count in enumerate(counts if counts is not None else ()):
@@ -59,7 +59,7 @@ def measure(run: Run, source: Source, num_images: int = 0) -> Measured:
         if run.headline_samples > 1:
             values.setdefault("bound", []).append(run.importance_bound(images, run.headline_samples))
     per_image = {key: np.concatenate(parts) for key, parts in values.items()}
-    for key in [key for key in per_image if key.startswith("rate/") or key in ("distortion", "bound")]:
+    for key in [key for key in per_image if key.startswith("rate") or key in ("distortion", "bound")]:
         per_image[key] = metrics.nats_to_bits_per_dim(per_image[key], source.image_shape)
     if run.headline_samples > 1:  # a bound of several draws has no rate of its own
         per_image["bits_per_dim"] = per_image.pop("bound")
@@ -89,9 +89,14 @@ def summarise(run: Run, source: Source, measured: Measured, num_images: int = 0)
     if several:
         per_image = {key: values for key, values in per_image.items() if key != "distortion"}
         shown.remove("distortion")
-    for name in [] if several else [key[5:] for key in per_image if key.startswith("rate/")]:
+    known = [name for name in dict.fromkeys((*PRIORS, run.prior)) if f"rate/{name}" in per_image]
+    for name in [] if several else known:
         rate = per_image[f"rate/{name}"]
         priors[name] = {"bits_per_dim": _mean(rate + per_image["distortion"]), "rate": _mean(rate)}
+    given = {}
+    if "rate_given_label" in per_image:
+        rate = per_image["rate_given_label"]
+        given = {"given_label": {"bits_per_dim": _mean(rate + per_image["distortion"]), "rate": _mean(rate)}}
     per_class = {
         name: {"num_images": int(np.sum(labels == n))} | {k: _mean(per_image[k][labels == n]) for k in shown}
         for n, name in enumerate(source.class_names)
@@ -110,6 +115,7 @@ def summarise(run: Run, source: Source, measured: Measured, num_images: int = 0)
         "prior": run.prior,
         "samples": run.headline_samples,
         "priors": priors,
+        **given,
         "elbo_bits_per_dim": _mean(elbo) if several else None,
         **codes,
         "num_images": len(labels),
@@ -184,6 +190,9 @@ def print_table(result: dict) -> None:
     for name, prior in result["priors"].items():
         if name != result["prior"]:
             table.add_row(f"bits/dim ({name} prior)", _number(prior["bits_per_dim"]), "")
+    if "given_label" in result:
+        label = f"bits/dim of the image given its class ({result['prior']} prior), which bounds no p(x)"
+        table.add_row(label, _number(result["given_label"]["bits_per_dim"]), "")
     if "perplexity" in result:
         table.add_row("codebook usage", f"{100 * result['codebook_usage']:.1f} %", "")
         table.add_row(f"perplexity (at most {result['codebook_size']})", _number(result["perplexity"], 1), "")
@@ -219,7 +228,8 @@ def _print_other_bounds(console: Console, bounds: list[dict]) -> None:
     """Print bounds of several draws or codes; the gain of further codes is one that is certain."""
     for bound in bounds:
         kind = "codes" if "codes" in bound else "draws"
-        text = f"bits/dim, {bound[kind]} {kind}, first {bound['num_images']} images: "
+        counted = f"{bound[kind]} {kind}" if bound[kind] > 1 else f"1 {kind[:-1]}"
+        text = f"bits/dim, {counted}, first {bound['num_images']} images: "
         console.print(f"{text}{_number(bound['bits_per_dim'])} ± {_number(bound['standard_error'])}")
     codes = [bound for bound in bounds if "codes" in bound]
     if codes and all(bound["bits_per_dim"] is not None for bound in codes):

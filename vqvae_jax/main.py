@@ -17,23 +17,30 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vqvae_jax import api, builders, plots
+from vqvae_jax import api, builders, plots, sample
 from vqvae_jax.data import transforms
 from vqvae_jax.data.images import MODES, Source
 from vqvae_jax.errors import InputError, is_out_of_space
 from vqvae_jax.evaluate import Measured, measure, other_bounds, print_table, summarise
 from vqvae_jax.metric_writer import read_record, write_json
+from vqvae_jax.priors.ancestral import Options
 from vqvae_jax.train import Stopped, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, and a variant: configs/cifar10.py:smoke")
-MODE = flags.DEFINE_string("mode", "train", "What to do: train, evaluate or reconstruct.")
+MODE = flags.DEFINE_string("mode", "train", "What to do: train, evaluate, reconstruct, sample, complete.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/NAME of the config.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set lies; default: as in the config.")
 RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "never"], "never: put an old run aside and start over.")
-SPLIT = flags.DEFINE_string("split", "test", "evaluate, reconstruct: train, validation or test.")
-INPUT = flags.DEFINE_multi_string("input", [], "reconstruct: an image file instead of the split; may be repeated.")
-OUTPUT = flags.DEFINE_string("output", None, "reconstruct: the PNG to write; default: RUN/figures/reconstructions.png.")
-NUM = flags.DEFINE_integer("num", 32, "reconstruct: how many images of the split.", lower_bound=1)
+SPLIT = flags.DEFINE_string("split", "test", "evaluate, reconstruct, complete: train, validation or test.")
+INPUT = flags.DEFINE_multi_string("input", [], "reconstruct, complete: an image file, not the split; may be repeated.")
+OUTPUT = flags.DEFINE_string("output", None, "Where to write: a PNG, or for sample a folder; default: in RUN.")
+NUM = flags.DEFINE_integer("num", 32, "How many images of the split, or samples (of each class).", lower_bound=1)
+CLASS = flags.DEFINE_multi_string("class", [], "sample: a class by name or number; may be repeated, a row each.")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "sample, complete: below 1 for more probable codes.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "sample, complete: draw from the k most probable codes; 0: all.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "sample, complete: draw from the fewest codes with this probability.")
+SEED = flags.DEFINE_integer("seed", 0, "sample, complete: of the random numbers.", lower_bound=0)
+KEEP = flags.DEFINE_float("keep", 0.5, "complete: the share of each image, from the top, that is given.")
 
 GRID_COLUMNS = 16
 EXTREMES = 16  # images with the fewest bits, and as many with the most
@@ -54,10 +61,13 @@ def run_train() -> None:
     save_reconstructions(run, workdir / "figures" / "reconstructions.png", source)
     title = f"{run.meta['config']['data']['name']}, {run.meta['step']} steps"
     plots.save_curves(workdir / "figures" / "curves.png", read_record(workdir), title)
+    if run.learned:
+        title = f"{run.learned.name} prior over the codes of {run.meta['config']['data']['name']}"
+        plots.save_curves(workdir / "figures" / "prior_curves.png", read_record(workdir / "prior"), title)
     print(f"figures:     {workdir}/figures/: {', '.join(sorted(p.name for p in (workdir / 'figures').glob('*.png')))}")
     print(f"table:       {workdir}/evaluation.json")
     print(f"log:         {workdir}/metrics.jsonl   (curves: tensorboard --logdir {workdir}/tensorboard)")
-    print(f"checkpoint:  {workdir}/checkpoints/model/{run.meta['step']}")
+    print(f"checkpoint:  {workdir}/checkpoints/model/{run.meta['step']}" + (", prior" if run.learned else ""))
 
 
 def run_evaluate() -> None:
@@ -83,11 +93,54 @@ def run_reconstruct() -> None:
     print(f"originals above reconstructions: {path}")
 
 
+def run_sample() -> None:
+    """Draw codes from the learned prior (or latents from p(z)) and write their images."""
+    workdir = existing_workdir()
+    run = api.load(workdir, DATA_DIR.value)
+    labels = sample.labels_of(run, CLASS.value, NUM.value)
+    images = run.sample(NUM.value if labels is None else len(labels), SEED.value, labels, sampling_options())
+    columns = GRID_COLUMNS if labels is None else NUM.value
+    print(f"samples:     {sample.save(Path(OUTPUT.value or workdir / 'samples'), images, labels, columns)}")
+
+
+def run_complete() -> None:
+    """Keep the upper part of images and draw the rest: originals, what was given, and completions as one PNG."""
+    workdir = existing_workdir()
+    run = api.load(workdir, DATA_DIR.value)
+    if INPUT.value:
+        read = [read_image(run)(path) for path in INPUT.value]
+        if len({image.shape for image in read}) > 1:
+            raise InputError("the images differ in size: complete them one by one")
+        images = np.concatenate(read)
+    else:
+        source = builders.build_source(run.meta["config"]["data"], SPLIT.value)
+        batch = source.take(np.arange(min(NUM.value, len(source))))
+        images = batch["image"][batch["mask"]]
+    rows = sample.rows_kept(run, KEEP.value)
+    completed = run.complete(images, rows, SEED.value, options=sampling_options())
+    path = Path(OUTPUT.value or workdir / "figures" / "completions.png")
+    parts = (images, sample.hide_below(run, images, rows), completed)
+    starts = range(0, len(images), GRID_COLUMNS)
+    plots.save_grid(path, [part[start : start + GRID_COLUMNS] for start in starts for part in parts])
+    print(f"originals, what was given, completions: {path}")
+
+
+def sampling_options() -> Options:
+    """What the flags say of drawing codes."""
+    return Options(TEMPERATURE.value, TOP_K.value, TOP_P.value)
+
+
 def _one_size(pairs) -> bool:
     return len({image.shape for image, _ in pairs}) == 1
 
 
-COMMANDS: dict[str, Callable[[], None]] = {"train": run_train, "evaluate": run_evaluate, "reconstruct": run_reconstruct}
+COMMANDS: dict[str, Callable[[], None]] = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "reconstruct": run_reconstruct,
+    "sample": run_sample,
+    "complete": run_complete,
+}
 
 
 def report(run: api.Run, workdir: Path, source: Source) -> Path:
@@ -122,7 +175,7 @@ def save_figures(run: api.Run, folder: Path, source: Source, measured: Measured)
         rows = [source.take(measured.rows[chosen])["image"] for chosen in order]
         pairs = [part for images in rows for part in (images, run.reconstruct(images))]
         plots.save_grid(folder / f"extremes{suffix}.png", pairs)
-    if hasattr(run.model, "sample_latents") and run.variables["fitted"]:
+    if run.learned or (hasattr(run.model, "sample_latents") and run.variables["fitted"]):
         images = run.sample(4 * GRID_COLUMNS)
         # Without a p(z), of a Gaussian that was fitted to training latents after the fact.
         name = "samples_ex_post" if run.prior is None else "samples"

@@ -1,8 +1,10 @@
 """The record of a run: JSON lines (complete, exact), TensorBoard (to look at), and one line on the terminal."""
 
+import contextlib
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -68,8 +70,17 @@ class _Board:
 class MetricWriter:
     """Writes scalars and images of one run; of several processes, only the first one does."""
 
-    def __init__(self, workdir: str | Path, first_step: int, num_steps: int, tensorboard: bool, active: bool = True):
-        """Continue the record at `first_step`; `num_steps` is where the progress line ends."""
+    def __init__(
+        self,
+        workdir: str | Path,
+        first_step: int,
+        num_steps: int,
+        *,
+        tensorboard: bool,
+        active: bool = True,
+        title: str = "train",
+    ):
+        """Continue the record at `first_step`; `num_steps` is where the progress line ends, `title` how it begins."""
         self._file = self._board = self._bar = None
         if not active:
             return
@@ -79,7 +90,7 @@ class MetricWriter:
             self._board = _Board(Path(workdir) / "tensorboard", first_step)
         layout = "{l_bar}{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
         self._bar = tqdm(
-            total=num_steps, initial=first_step, bar_format=layout, desc="train", mininterval=0.5, dynamic_ncols=True
+            total=num_steps, initial=first_step, bar_format=layout, desc=title, mininterval=0.5, dynamic_ncols=True
         )
 
     def scalars(self, step: int, values: dict[str, float | int]) -> None:
@@ -108,3 +119,42 @@ class MetricWriter:
         for part in (self._bar, self._file, self._board):
             if part is not None:
                 part.close()
+
+
+class Clock:
+    """Counts training time alone, for images/s; starts after the first step, which compiles."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size, self._steps, self._start = batch_size, -1, time.perf_counter()
+
+    def step(self) -> None:
+        """Count a step."""
+        self._steps += 1
+        if self._steps == 0:
+            self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leave out the time of what is done in between."""
+        begin = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begin
+
+    def images_per_second(self) -> float:
+        """Give the speed since it was last asked for."""
+        now = time.perf_counter()
+        speed = self._steps * self._batch_size / max(now - self._start, 1e-9)
+        self._steps, self._start = 0, now
+        return speed
+
+    def times(self, speed: float) -> dict[str, float | int]:
+        """Give what is recorded of times and memory."""
+        times = {"images_per_second": round(speed, 1)} if speed else {}
+        return times | _most_memory() | {"unix_time": round(time.time(), 3)}
+
+
+def _most_memory() -> dict[str, int]:
+    """Give the most memory that this program took so far, where the system tells it."""
+    path = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", path.read_text()) if path.is_file() else None
+    return {"most_memory_mb": int(found[1]) // 1024} if found else {}

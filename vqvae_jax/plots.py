@@ -120,6 +120,7 @@ CURVES = {  # panel title: metric stem, the axis
     "distortion, −log P(x | z)": ("distortion", "bits/dim"),
     "half the squared error": ("half_squared_error", "of pixels in −1..1"),
     "perplexity of the codebook": ("perplexity", "codes"),
+    "the prior's −log p(z)": ("bits_per_code", "bits per code"),
 }
 
 
@@ -133,6 +134,7 @@ def save_curves(path: str | Path, record: list[dict], title: str) -> None:
         prefixes = {
             f"train/{stem}": ("training batch", "0.7"),
             f"train/batch_{stem}": ("training batch", "0.7"),
+            f"eval_train/{stem}": ("training images", "C1"),
             f"eval/{stem}": ("validation", "C0"),
         }
         for key, (label, color) in prefixes.items():

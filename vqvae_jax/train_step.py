@@ -19,15 +19,15 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def init_state(model, optimizer: optax.GradientTransformation, seed: int, images, mesh) -> TrainState:
-    """Draw the first state, replicated over `mesh`; `images` is the first batch, which starts the codebook."""
+def init_state(model, optimizer: optax.GradientTransformation, seed: int, first, mesh) -> TrainState:
+    """Draw the first state, replicated over `mesh`; `first` is what `model.init` needs of the first batch."""
 
-    def init(images):
-        variables = model.init(jax.random.fold_in(jax.random.key(seed), 0), images)
+    def init(first):
+        variables = model.init(jax.random.fold_in(jax.random.key(seed), 0), first)
         opt_state = optimizer.init(variables["params"])
         return TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["state"], opt_state)
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))(images)
+    return jax.jit(init, out_shardings=sharding.replicated(mesh))(first)
 
 
 def make_train_step(model, optimizer: optax.GradientTransformation, seed: int, mesh):

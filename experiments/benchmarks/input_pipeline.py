@@ -9,10 +9,8 @@ are made of photographs in scikit-image. The last line is one JSON object; exit 
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from experiments.provenance import report
 from vqvae_jax.data import batches, records, transforms
 from vqvae_jax.data.images import Opened, prepare_split
 from vqvae_jax.data.statistics import scan
@@ -175,18 +174,8 @@ def main():
         "data": arguments.data,
         "command": "python -m experiments.benchmarks.input_pipeline --peer=PEERS/bin/python",
         "rounds": arguments.rounds,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version(), "pillow": Image.__version__, "numpy": np.__version__},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "date": datetime.date.today().isoformat(),
     }
-    line = json.dumps(result)
-    if arguments.out:
-        arguments.out.write_text(line + "\n")
-    print(line)
+    report(result, arguments.out)
     return 0 if not peer or result["speedup"] >= GOAL else 1
 
 

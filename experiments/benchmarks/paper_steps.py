@@ -6,19 +6,15 @@ On random images: the time doesn't depend on them. The last line is one JSON obj
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from configs import cifar10
+from experiments.provenance import report
 from vqvae_jax import builders, sharding
 from vqvae_jax.train_step import init_state, make_train_step
 
@@ -42,7 +38,6 @@ def main():
         bounds.append(float(metrics["bits_per_dim"]))
         if n:  # the first one compiles
             times.append(time.perf_counter() - start)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     result = {
         "benchmark": "paper_steps",
         "seconds_per_step": round(statistics.median(times), 2),
@@ -51,15 +46,8 @@ def main():
         "bits_per_dim_on_noise": [round(b, 3) for b in bounds],
         "command": "python -m experiments.benchmarks.paper_steps",
         "data": "one batch of 128 random images of 32x32x3",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].platform}",
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "commit": commit.stdout.strip(),
     }
-    line = json.dumps(result)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(line + "\n")
-    print(line)
+    report(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,7 @@ is the plain step's median time over ours, and the exit status is 1 if it is bel
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -28,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import cifar10
+from experiments.provenance import report
 from vqvae_jax import builders, sharding
 from vqvae_jax.data import batches
 from vqvae_jax.data.sources import ArraySource
@@ -162,7 +158,6 @@ def main():
                 times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
     rate = batches_per_second(source)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     result = {
         "benchmark": "train_step",
         "speedup": round(median["plain"] / median["ours"], 2),
@@ -178,17 +173,8 @@ def main():
         "rounds": arguments.rounds,
         "data": "random images, 50,000 of 32x32x3 in memory",
         "command": "python -m experiments.benchmarks.train_step",
-        "machine": f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}",
-        "cores": os.cpu_count(),
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "commit": commit.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
     }
-    line = json.dumps(result)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(line + "\n")
-    print(line)
+    report(result, arguments.out)
     return 0 if result["speedup"] >= GOAL and difference < 1e-5 else 1
 
 

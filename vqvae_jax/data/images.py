@@ -37,6 +37,9 @@ class Source(Protocol):
     @property
     def bad(self) -> dict[str, str]: ...
 
+    @property
+    def labels(self) -> np.ndarray: ...
+
     def __len__(self) -> int: ...
 
     @property
@@ -122,6 +125,11 @@ class RecordSource:
     def class_names(self) -> tuple[str, ...]:
         """What the labels are called."""
         return self.records.class_names
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every image, int32 [N]."""
+        return self.scan.labels
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -42,23 +42,39 @@ def product(x: Float[Array, "*b c"], matrix: Float[Array, "c o"]) -> Float[Array
     return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
-def shifts(x, size, padding):
-    """The `size`² shifted copies of `x` that a convolution sees, in row-major order."""
-    x = jnp.pad(x, ((0, 0), padding, padding) + ((0, 0),) * (x.ndim - 3))
-    height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
-    return [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+# Zeros before and after, of rows and of columns.
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def same(size: int) -> Padding:
+    """Give the zeros around an image that a kernel of an odd `size` needs to keep its sides."""
+    return (size // 2, size // 2), (size // 2, size // 2)
+
+
+def opposite(shape: tuple[int, ...], padding: Padding) -> Padding:
+    """Give the zeros for the way back through a kernel of `shape`."""
+    (top, bottom), (left, right) = padding
+    rows, columns = shape[0] - 1, shape[1] - 1
+    return (rows - top, rows - bottom), (columns - left, columns - right)
+
+
+def shifts(x, shape: tuple[int, ...], padding: Padding):
+    """The shifted copies of `x` that a convolution of a kernel of `shape` sees, in row-major order."""
+    x = jnp.pad(x, ((0, 0), *padding) + ((0, 0),) * (x.ndim - 3))
+    height, width = x.shape[1] - shape[0] + 1, x.shape[2] - shape[1] + 1
+    return [x[:, i : i + height, j : j + width] for i in range(shape[0]) for j in range(shape[1])]
 
 
 def native_convolution(x, kernel, padding):
-    return lax.conv_general_dilated(x, kernel, (1, 1), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def convolution_by_product(x, kernel, padding):
     """All taps in one product, then a sum of shifted results: faster where the output has fewer channels."""
-    size, _, c, o = kernel.shape
-    taps = product(x, kernel.transpose(2, 0, 1, 3).reshape(c, size * size * o))
-    taps = shifts(taps.reshape(*x.shape[:3], size * size, o), size, padding)
-    return jnp.asarray(sum(taps[n][..., n, :] for n in range(size * size)))
+    rows, columns, c, o = kernel.shape
+    taps = product(x, kernel.transpose(2, 0, 1, 3).reshape(c, rows * columns * o))
+    taps = shifts(taps.reshape(*x.shape[:3], rows * columns, o), kernel.shape, padding)
+    return jnp.asarray(sum(taps[n][..., n, :] for n in range(rows * columns)))
 
 
 def dense_convolution(x, kernel, padding):
@@ -68,27 +84,26 @@ def dense_convolution(x, kernel, padding):
     )
 
 
-def native_kernel_gradient(x, gradient, size, padding):
-    zeros = jnp.zeros((size, size, x.shape[-1], gradient.shape[-1]), x.dtype)
+def native_kernel_gradient(x, gradient, shape, padding):
+    zeros = jnp.zeros(shape, x.dtype)
     return jax.vjp(lambda kernel: native_convolution(x, kernel, padding), zeros)[1](gradient)[0]
 
 
-def kernel_gradient_by_product(x, gradient, size, padding):
+def kernel_gradient_by_product(x, gradient, shape, padding):
     """One matrix product; the shifts fall on the side with fewer channels."""
-    c, o = x.shape[-1], gradient.shape[-1]
+    rows, columns, c, o = shape
     if c <= o:
-        copies = jnp.concatenate(shifts(x, size, padding), axis=-1)
-        return (copies.reshape(-1, size * size * c).T @ gradient.reshape(-1, o)).reshape(size, size, c, o)
-    opposite = tuple(size - 1 - n for n in padding)
-    copies = jnp.concatenate(shifts(gradient, size, opposite), axis=-1)
-    taps = (x.reshape(-1, c).T @ copies.reshape(-1, size * size * o)).reshape(c, size, size, o)
+        copies = jnp.concatenate(shifts(x, shape, padding), axis=-1)
+        return (copies.reshape(-1, rows * columns * c).T @ gradient.reshape(-1, o)).reshape(shape)
+    copies = jnp.concatenate(shifts(gradient, shape, opposite(shape, padding)), axis=-1)
+    taps = (x.reshape(-1, c).T @ copies.reshape(-1, rows * columns * o)).reshape(c, rows, columns, o)
     return jnp.flip(taps, (1, 2)).transpose(1, 2, 0, 3)
 
 
 def convolution(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "n n c o"], padding: tuple[int, int]
+    x: Float[Array, "b h w c"], kernel: Float[Array, "n m c o"], padding: Padding
 ) -> Float[Array, "b h2 w2 o"]:
-    """Convolve at stride 1, with `padding` zeros (before, after) on both axes."""
+    """Convolve at stride 1, with `padding` zeros around."""
     return jnp.asarray(_convolution(x, kernel, padding))
 
 
@@ -103,13 +118,12 @@ def _forward(x, kernel, padding):
 
 def _backward(padding, residuals, gradient):
     x, kernel = residuals
-    size = kernel.shape[0]
-    opposite = tuple(size - 1 - n for n in padding)
-    input_gradient = dense_convolution(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), opposite)
+    backwards = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    input_gradient = dense_convolution(gradient, backwards, opposite(kernel.shape, padding))
     kernel_gradient = lax.platform_dependent(
         x, gradient,
-        cpu=partial(kernel_gradient_by_product, size=size, padding=padding),
-        default=partial(native_kernel_gradient, size=size, padding=padding),
+        cpu=partial(kernel_gradient_by_product, shape=kernel.shape, padding=padding),
+        default=partial(native_kernel_gradient, shape=kernel.shape, padding=padding),
     )  # fmt: skip
     return input_gradient, kernel_gradient
 
@@ -178,7 +192,7 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.size == 1:
             return product(x, kernel[0, 0]) + bias.reshape(1, 1, 1, -1)
-        return convolution(x, kernel, (self.size // 2, self.size // 2)) + bias.reshape(1, 1, 1, -1)
+        return convolution(x, kernel, same(self.size)) + bias.reshape(1, 1, 1, -1)
 
 
 class StridedParameters(nn.Module):
@@ -229,7 +243,7 @@ class Encoder(nn.Module):
                 x = nn.relu(product(x, kernel))
             kernel_n, bias_n = StridedParameters(self.hidden, self.hidden, name=f"down_{n}")()
             x = x.reshape(*x.shape[:3], 4 * self.hidden)
-            x = convolution(x, block_kernel(kernel_n), (0, 0)) + bias_n.reshape(1, 1, 1, -1)
+            x = convolution(x, block_kernel(kernel_n), ((0, 0), (0, 0))) + bias_n.reshape(1, 1, 1, -1)
             if n + 1 < self.downsamplings:
                 x = nn.relu(x)
         if self.downsamplings == 1:
@@ -259,7 +273,7 @@ class Decoder(nn.Module):
             if last and features < FOLD_BELOW:
                 x = product(x, kernel.transpose(2, 0, 1, 3).reshape(self.hidden, 16 * features))
                 return overlap_add(from_blocks(x) if blocked else x) + bias.reshape(1, 1, 1, -1)
-            x = convolution(from_blocks(x) if blocked else x, transposed_block_kernel(kernel), (1, 1))
+            x = convolution(from_blocks(x) if blocked else x, transposed_block_kernel(kernel), ((1, 1), (1, 1)))
             x = x.reshape(*x.shape[:3], 4, features) + bias.reshape(1, 1, 1, 1, -1)
             if not last:
                 x = nn.relu(x)
