@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vqvae_jax import api, builders, plots, sample
+from vqvae_jax import api, builders, compress, plots, sample
 from vqvae_jax.data import transforms
 from vqvae_jax.data.images import MODES, Source
 from vqvae_jax.errors import InputError, is_out_of_space
@@ -27,19 +27,32 @@ from vqvae_jax.priors.ancestral import Options
 from vqvae_jax.train import Stopped, train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, and a variant: configs/cifar10.py:smoke")
-MODE = flags.DEFINE_string("mode", "train", "What to do: train, evaluate, reconstruct, sample, complete.")
+MODES_HELP = "What to do: train, evaluate, reconstruct, sample, complete, compress, decompress."
+MODE = flags.DEFINE_string("mode", "train", MODES_HELP)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default: runs/NAME of the config.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set lies; default: as in the config.")
 RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "never"], "never: put an old run aside and start over.")
 SPLIT = flags.DEFINE_string("split", "test", "evaluate, reconstruct, complete: train, validation or test.")
-INPUT = flags.DEFINE_multi_string("input", [], "reconstruct, complete: an image file, not the split; may be repeated.")
-OUTPUT = flags.DEFINE_string("output", None, "Where to write: a PNG, or for sample a folder; default: in RUN.")
+INPUT = flags.DEFINE_multi_string(
+    "input",
+    [],
+    "reconstruct, complete: an image file, not the split; compress: an image or a folder; may be repeated. "
+    "decompress: a .vqz file.",
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Where to write: a PNG, for sample and decompress a folder, for compress a file; default: in RUN."
+)
 NUM = flags.DEFINE_integer("num", 32, "How many images of the split, or samples (of each class).", lower_bound=1)
-CLASS = flags.DEFINE_multi_string("class", [], "sample: a class by name or number; may be repeated, a row each.")
+CLASS = flags.DEFINE_multi_string(
+    "class", [], "sample: a class by name or number; may be repeated, a row each. compress: that of all images."
+)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "sample, complete: below 1 for more probable codes.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "sample, complete: draw from the k most probable codes; 0: all.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample, complete: draw from the fewest codes with this probability.")
 SEED = flags.DEFINE_integer("seed", 0, "sample, complete: of the random numbers.", lower_bound=0)
+LOSSY = flags.DEFINE_boolean("lossy", False, "compress: keep the codes alone, of which reconstructions are made.")
+SEARCH_LABEL = flags.DEFINE_boolean("search_label", False, "compress: try all classes for every image.")
+OVERWRITE = flags.DEFINE_boolean("overwrite", False, "compress, decompress: replace what is there.")
 KEEP = flags.DEFINE_float("keep", 0.5, "complete: the share of each image, from the top, that is given.")
 
 GRID_COLUMNS = 16
@@ -125,6 +138,45 @@ def run_complete() -> None:
     print(f"originals, what was given, completions: {path}")
 
 
+def run_compress() -> None:
+    """Code images, losslessly or not, in one file."""
+    run = api.load(existing_workdir(), DATA_DIR.value)
+    labels = sample.class_numbers(run, CLASS.value)
+    if len(labels) > 1:
+        raise InputError("one --class is for all images: leave out the others, or let --search_label choose")
+    path = _needed(OUTPUT.value, "output=FILE.vqz, the file to write")
+    sizes = compress.compress_to(
+        run,
+        INPUT.value,
+        path,
+        overwrite=OVERWRITE.value,
+        lossy=LOSSY.value,
+        label=labels[0] if labels else None,
+        search_label=SEARCH_LABEL.value,
+    )
+    header = sizes.total - sizes.stream - sizes.names
+    print(f"compressed:  {sizes.images:,} images of {sizes.values:,} sub-pixels to {path}, {sizes.total:,} bytes")
+    print(f"of these:    stream {sizes.stream:,}, names {sizes.names:,}, header and checksums {header:,}")
+    bits = [8 * size / sizes.values for size in (sizes.stream, sizes.total)]
+    print(f"bits/dim:    {bits[0]:.4f} of the stream, {bits[1]:.4f} in all")
+
+
+def run_decompress() -> None:
+    """Write the images of a file as PNG."""
+    run = api.load(existing_workdir(), DATA_DIR.value)
+    path = _needed(OUTPUT.value, "output=DIR, the folder to write to")
+    if len(INPUT.value) != 1:
+        raise InputError("--mode=decompress needs one --input=FILE.vqz")
+    number = compress.decompress(run, compress.read_file(INPUT.value[0]), path, overwrite=OVERWRITE.value)
+    print(f"decompressed: {number:,} images in {path}")
+
+
+def _needed(value: str | None, option: str) -> str:
+    if value is None:
+        raise InputError(f"--mode={MODE.value} needs --{option}")
+    return value
+
+
 def sampling_options() -> Options:
     """What the flags say of drawing codes."""
     return Options(TEMPERATURE.value, TOP_K.value, TOP_P.value)
@@ -140,6 +192,8 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "reconstruct": run_reconstruct,
     "sample": run_sample,
     "complete": run_complete,
+    "compress": run_compress,
+    "decompress": run_decompress,
 }
 
 

@@ -307,3 +307,15 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": Bernoulli,
     "squared_error": SquaredError,
 }
+
+
+def pmf(
+    likelihood: Likelihood, params: Float[Array, "b h w p"], image: Images, channel: int
+) -> Float[Array, "b h w 256"]:
+    """Give the probabilities of all levels of one channel, given the earlier channels of `image`."""
+    image = jnp.asarray(image)
+
+    def of_level(level):
+        return likelihood.log_prob(params, image.at[..., channel].set(level))[..., channel]
+
+    return jnp.exp(jnp.moveaxis(jax.vmap(of_level)(jnp.arange(256, dtype=jnp.uint8)), 0, -1))

@@ -1,0 +1,251 @@
+"""Files of trained runs against PNG, WebP, JPEG XL and JPEG, on the same test images: lossless, and at matched rates.
+
+    python -m experiments.rate_distortion --runs RUN [RUN ...] --data_dir=DIR --images=1000 --out=DIR
+
+The runs are of one data set. Lossless: all images in one `.vqz`, decoded again and compared, against what evaluation
+reports for them, and against a file an image of the other codecs. Lossy: codes alone, at log2 K bits a code and coded
+under the run's prior, against JPEG and WebP of many qualities. The headers of their files weigh much on small images,
+so JPEG stands there a second time without what comes before its scan, and a `.vqz` is counted by its stream.
+Writes `table.md`, `result.json`, `curves.svg`, `curves.png` and `pictures.png`.
+"""
+
+import argparse
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, features
+
+from experiments.anchors import file_bits
+from experiments.provenance import provenance
+from vqvae_jax import api, builders, compress, metrics, plots
+from vqvae_jax.api import Run
+from vqvae_jax.data.images import Source
+from vqvae_jax.errors import InputError
+from vqvae_jax.metric_writer import write_json
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+QUALITIES = (1, 2, 3, 5, 8, 12, 18, 25, 35, 50, 65, 80, 90, 95)
+START_OF_SCAN = b"\xff\xda"
+SHOWN = 8  # images, the first ones of the split
+LOSSLESS = {  # Pillow's options
+    "PNG": {"optimize": True},
+    "WEBP": {"lossless": True, "quality": 100, "method": 6},
+    "JXL": {"lossless": True, "effort": 9},
+}
+
+
+def save_all(images: np.ndarray, folder: Path) -> None:
+    """Write images uint8 [N,H,W,C] as numbered PNG."""
+    for n, image in enumerate(images):
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / f"{n:05d}.png")
+
+
+def timed(function: Callable):
+    """Give what a function gives, and its seconds."""
+    begin = time.perf_counter()
+    return function(), time.perf_counter() - begin
+
+
+def lossless(run: Run, images: np.ndarray) -> dict:
+    """Compress and decompress all images, check every pixel, and count against what evaluation reports."""
+    label = 0 if run.learned and run.learned.prior.num_classes else None
+    with tempfile.TemporaryDirectory() as folder:
+        source, back, first = (Path(folder) / name for name in ("in", "out", "first"))
+        source.mkdir()
+        save_all(images, source)
+        one = compress.compress(run, [str(source / "00000.png")], label=label)[0]  # compiles
+        compress.decompress(run, one, first)
+        (data, sizes), seconds = timed(lambda: compress.compress(run, [str(source)], label=label))
+        number, seconds_back = timed(lambda: compress.decompress(run, data, back))
+        for path in source.iterdir():
+            if not np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(back / path.name))):
+                raise RuntimeError(f"{path.name} came back changed")
+    measured = run.measure(images, None if label is None else np.full(len(images), label))
+    rate = measured["rate_given_label" if label is not None else f"rate/{run.prior}"]
+    reported = float(np.sum(rate + measured["distortion"], dtype=np.float64)) / np.log(2) / 8
+    return {
+        "images_decoded_exactly": number,
+        "file_bytes": sizes.total,
+        "stream_bytes": sizes.stream,
+        "name_bytes": sizes.names,
+        "header_bytes": sizes.total - sizes.stream - sizes.names,
+        "reported_bytes": reported,
+        "stream_over_reported": sizes.stream / reported,
+        "bits_per_dim": 8 * sizes.total / images.size,
+        "reported_bits_per_dim": 8 * reported / images.size,
+        "seconds_to_compress": seconds,
+        "seconds_to_decompress": seconds_back,
+    }
+
+
+def quality(images: np.ndarray, others: np.ndarray) -> dict:
+    """Give PSNR in dB and SSIM, means over images."""
+    mse = metrics.mean_squared_error(images, others)
+    return {"psnr": float(np.mean(metrics.psnr(mse))), "ssim": float(np.mean(metrics.ssim(images, others)))}
+
+
+def lossy(run: Run, images: np.ndarray) -> dict:
+    """Give bits per pixel of a run's codes, and how good the reconstructions are."""
+    label = 0 if run.learned and run.learned.prior.num_classes else None
+    with tempfile.TemporaryDirectory() as folder:
+        save_all(images, Path(folder))
+        _, sizes = compress.compress(run, [folder], lossy=True, label=label)
+    pixels = np.prod(images.shape[:3])
+    uniform = np.prod(run.field) * np.log2(run.model.codebook_size) * len(images) / pixels
+    found = {"bits_per_pixel_uniform": float(uniform), "bits_per_pixel": float(8 * sizes.stream / pixels)}
+    return found | {"prior": run.prior} | quality(images, run.reconstruct(images))
+
+
+def other_codec(images: np.ndarray, kind: str) -> list[dict]:
+    """Give bits per pixel and quality of JPEG or WebP at many settings; a file an image."""
+    rows = []
+    for setting in QUALITIES:
+        files = [encode(image, kind, setting) for image in images]
+        decoded = np.stack([decode(file, images.shape[-1]) for file in files])
+        row = {"setting": setting, "bits_per_pixel": 8 * sum(map(len, files)) / np.prod(images.shape[:3])}
+        if kind == "JPEG":
+            scans = sum(len(file) - file.index(START_OF_SCAN) for file in files)
+            row["bits_per_pixel_of_scans"] = 8 * scans / np.prod(images.shape[:3])
+        rows.append({key: float(value) for key, value in row.items()} | quality(images, decoded))
+    return rows
+
+
+def encode(image: np.ndarray, kind: str, setting: int) -> bytes:
+    """Give the file of one image."""
+    out = io.BytesIO()
+    options = {"optimize": True} if kind == "JPEG" else {"method": 6}
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(out, kind, quality=setting, **options)
+    return out.getvalue()
+
+
+def decode(file: bytes, channels: int) -> np.ndarray:
+    """Give the pixels of a file, uint8 [H,W,C]."""
+    pixels = np.asarray(Image.open(io.BytesIO(file)).convert("L" if channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def write_table(result: dict, out: Path) -> str:
+    """Write lossless and lossy figures as Markdown."""
+    lines = ["| lossless, all in one file | bits/dim of the file | reported | stream / reported | header, bytes |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for name, row in result["lossless"].items():
+        bits = [row["bits_per_dim"], row["reported_bits_per_dim"]]
+        ratio = f"{row['stream_over_reported']:.5f}"
+        lines.append(f"| {name} | {bits[0]:.4f} | {bits[1]:.4f} | {ratio} | {row['header_bytes']:,} |")
+    lines += [f"| {name}, a file each | {bits:.4f} | | | |" for name, bits in result["other_lossless"].items()]
+    lines += ["", "| lossy, codes alone | bits/pixel, uniform | bits/pixel, prior | PSNR, dB | SSIM |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for name, row in result["lossy"].items():
+        bits = f"{row['bits_per_pixel_uniform']:.3f} | {row['bits_per_pixel']:.3f}"
+        lines.append(f"| {name} ({row['prior']}) | {bits} | {row['psnr']:.2f} | {row['ssim']:.3f} |")
+    lines += ["", "| at the rate of its codes | setting | bits/pixel | PSNR, dB | SSIM |", "|---|---:|---:|---:|---:|"]
+    for name, row in result["lossy"].items():
+        for kind, (found, key) in matched(result, row["bits_per_pixel"]).items():
+            cells = f"{found['setting']:.0f} | {found[key]:.3f} | {found['psnr']:.2f} | {found['ssim']:.3f}"
+            lines.append(f"| {kind}, beside {name} | {cells} |")
+    text = "\n".join(lines) + "\n"
+    (out / "table.md").write_text(text)
+    return text
+
+
+def matched(result: dict, rate: float) -> dict[str, tuple[dict, str]]:
+    """Give of every other codec the setting whose rate is nearest, and the key of the rate that is compared."""
+    kinds = {"JPEG without its header": ("JPEG", "bits_per_pixel_of_scans"), "JPEG": ("JPEG", "bits_per_pixel")}
+    kinds["WebP"] = ("WEBP", "bits_per_pixel")
+    known = {title: (result["other_lossy"][kind], key) for title, (kind, key) in kinds.items() if kind in FORMATS}
+    return {
+        title: (min(rows, key=lambda row: abs(np.log(row[key] / rate))), key) for title, (rows, key) in known.items()
+    }
+
+
+FORMATS = ("JPEG", "WEBP") if features.check("webp") else ("JPEG",)
+
+
+def draw_curves(result: dict, out: Path) -> None:
+    """Draw PSNR and SSIM against bits per pixel."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for axis, key, title in zip(axes, ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+        for kind, rows in result["other_lossy"].items():
+            values = [row[key] for row in rows]
+            label = {"WEBP": "WebP"}.get(kind, kind)
+            axis.plot([row["bits_per_pixel"] for row in rows], values, ".-", label=label, lw=1.2)
+            if kind == "JPEG":
+                rates = [row["bits_per_pixel_of_scans"] for row in rows]
+                axis.plot(rates, values, ".:", color=axis.lines[-1].get_color(), label="JPEG without its header")
+        for n, (name, row) in enumerate(result["lossy"].items()):
+            color = f"C{n + 3}"
+            axis.plot(row["bits_per_pixel_uniform"], row[key], "o", mfc="none", color=color)
+            axis.plot(row["bits_per_pixel"], row[key], "o", color=color, label=f"{name}, {row['prior']}")
+        axis.set(xlabel="bits per pixel", ylabel=title, xscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[1].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{result['dataset']}, {result['num_images']} test images; hollow: codes of uniform length")
+    for suffix in ("svg", "png"):
+        figure.savefig(out / f"curves.{suffix}", dpi=120)
+    plt.close(figure)
+
+
+def draw_pictures(runs: dict[str, Run], images: np.ndarray, result: dict, out: Path) -> None:
+    """Draw originals, each run's reconstructions, and JPEG without its header at the rate of the run above it."""
+    shown = images[:SHOWN]
+    rows = [shown]
+    for name, run in runs.items():
+        found, _ = matched(result, result["lossy"][name]["bits_per_pixel"])["JPEG without its header"]
+        files = [encode(image, "JPEG", int(found["setting"])) for image in shown]
+        rows += [run.reconstruct(shown), np.stack([decode(file, shown.shape[-1]) for file in files])]
+    plots.save_grid(out / "pictures.png", rows)
+
+
+def first_images(source: Source, number: int) -> np.ndarray:
+    """Give the first images of a split."""
+    batch = source.take(np.arange(min(number, len(source))))
+    return batch["image"][batch["mask"]]
+
+
+def main():
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description="Rate and distortion of runs and of other codecs.")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--title", help="what to call the data")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        runs = {path.name: api.load(path, arguments.data_dir) for path in arguments.runs}
+        source = builders.build_source(next(iter(runs.values())).meta["config"]["data"], "test")
+        if any(tuple(run.meta["image_shape"]) != source.image_shape for run in runs.values()):
+            raise InputError("the runs are of images of different sizes: compare those of one data set")
+        images = first_images(source, arguments.images)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        result = {
+            "dataset": arguments.title or source.name,
+            "num_images": len(images),
+            "image_shape": list(source.image_shape),
+            "lossless": {name: lossless(run, images) for name, run in runs.items()},
+            "other_lossless": {
+                kind: file_bits(images, kind, **options)
+                for kind, options in LOSSLESS.items()
+                if kind in Image.registered_extensions().values()
+            },
+            "lossy": {name: lossy(run, images) for name, run in runs.items()},
+            "other_lossy": {kind: other_codec(images, kind) for kind in FORMATS},
+            **provenance(),
+        }
+    except InputError as error:
+        parser.error(str(error))
+    write_json(arguments.out / "result.json", result)
+    draw_curves(result, arguments.out)
+    draw_pictures(runs, images, result, arguments.out)
+    print(write_table(result, arguments.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Symbols to bytes and back under given probabilities: the only home of constriction, and of how it counts.
+
+Probabilities become integer frequencies (of 2^24, none of them 0) in one place, inside constriction's `Categorical`;
+the same float32 numbers give the same frequencies on both sides, others give noise.
+"""
+
+import constriction
+import numpy as np
+
+from vqvae_jax.errors import InputError
+
+_STREAM = constriction.stream  # pyright: ignore - made by its compiled half
+_MODEL = _STREAM.model.Categorical(perfect=False)
+WORD = 4  # bytes
+
+
+class Encoder:
+    """Collects symbols; `finish` gives the bytes."""
+
+    def __init__(self):
+        self._coder = _STREAM.queue.RangeEncoder()
+
+    def put(self, symbols: np.ndarray, probabilities: np.ndarray) -> None:
+        """Add integers [n], each with its probabilities float32 [n,size]."""
+        if len(symbols):
+            self._coder.encode(np.ascontiguousarray(symbols, np.int32), _MODEL, _rows(probabilities))
+
+    def finish(self) -> bytes:
+        """Give all that was put in."""
+        return self._coder.get_compressed().astype("<u4").tobytes()
+
+
+class Decoder:
+    """Gives symbols back in the order in which they were put; other bytes give other symbols, or an InputError."""
+
+    def __init__(self, data: bytes):
+        words = np.frombuffer(data[: len(data) // WORD * WORD], "<u4").astype(np.uint32)
+        self._coder = _STREAM.queue.RangeDecoder(words)
+
+    def take(self, probabilities: np.ndarray) -> np.ndarray:
+        """Give the next integers int32 [n], from the probabilities float32 [n,size] with which they were put."""
+        if not len(probabilities):
+            return np.zeros(0, np.int32)
+        try:
+            return self._coder.decode(_MODEL, _rows(probabilities))
+        except (AssertionError, ValueError) as error:
+            raise InputError("this file is damaged: its stream was not made with this run's probabilities") from error
+
+
+def _rows(probabilities):
+    return np.ascontiguousarray(probabilities, np.float32)
