@@ -21,6 +21,7 @@ import numpy as np
 from experiments.provenance import provenance
 from vqvae_jax import builders, checkpoint, plots
 from vqvae_jax.api import Run, load_model
+from vqvae_jax.errors import InputError
 from vqvae_jax.evaluate import evaluate
 from vqvae_jax.metric_writer import read_record, write_json
 from vqvae_jax.train import train
@@ -41,8 +42,10 @@ def train_prior(arguments, name: str) -> tuple[Run, Path]:
     """Train one prior in a folder beside the run, or go on with it."""
     workdir = arguments.run.with_name(f"{arguments.run.name}_{name}")
     if not workdir.exists():
-        workdir.mkdir()
-        shutil.copytree(checkpoint.folder(arguments.run), checkpoint.folder(workdir))
+        copied = workdir.with_name(f".{workdir.name}.tmp")
+        shutil.rmtree(copied, ignore_errors=True)
+        shutil.copytree(checkpoint.folder(arguments.run), checkpoint.folder(copied))
+        copied.rename(workdir)
     config = load_model(arguments.run).meta["config"]
     config["data"]["data_dir"] = arguments.data_dir
     config["prior"] |= PRIORS[name] | arguments.set
@@ -121,22 +124,8 @@ def draw_samples(run: Run, path: Path) -> None:
     plots.save_grid(path, list(images.reshape(rows, SAMPLES, *images.shape[1:])))
 
 
-def main():
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(description="Compare priors over the codes of one image model.")
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished image model")
-    parser.add_argument("--data_dir")
-    parser.add_argument("--title", help="what to call the data")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--priors", nargs="+", default=list(PRIORS), choices=PRIORS)
-    parser.add_argument("--images", type=int, default=0, help="of the test split; 0: all")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the section `prior`")
-    arguments = parser.parse_args()
-    arguments.set = dict(setting.split("=", 1) for setting in arguments.set)
-    for key, value in arguments.set.items():
-        with contextlib.suppress(ValueError, SyntaxError):  # a word
-            arguments.set[key] = ast.literal_eval(value)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+def compare(arguments) -> dict[str, dict]:
+    """Train and measure all priors; write table, curves and samples after each."""
     rows, records = {}, {}
     for name in arguments.priors:
         run, workdir = train_prior(arguments, name)
@@ -149,6 +138,29 @@ def main():
         draw_samples(run, arguments.out / f"samples_{name}.png")
         about = {"dataset": title, "priors": rows, "set": arguments.set, **provenance()}
         write_json(arguments.out / "table.json", about)
+    return rows
+
+
+def main():
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description="Compare priors over the codes of one image model.")
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished image model")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--title", help="what to call the data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--priors", nargs="+", default=list(PRIORS), choices=PRIORS)
+    parser.add_argument("--images", type=int, default=0, help="of the test split; 0: all")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the section `prior`")
+    arguments = parser.parse_args()
+    arguments.set = dict(setting.removeprefix("prior.").partition("=")[::2] for setting in arguments.set)
+    for key, value in arguments.set.items():
+        with contextlib.suppress(ValueError, SyntaxError):  # a word
+            arguments.set[key] = ast.literal_eval(value)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        rows = compare(arguments)
+    except InputError as error:
+        parser.error(str(error))
     print((arguments.out / "table.md").read_text())
     print(json.dumps({"experiment": "compare_priors", "rates": {name: row["rate"] for name, row in rows.items()}}))
 

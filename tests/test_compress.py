@@ -1,5 +1,6 @@
 """Folders to files and back: every pixel, as many bytes as evaluation reports, and no harm from any file."""
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -161,7 +162,7 @@ def save(array, path, **options):
     return str(path)
 
 
-def test_images_that_are_not_8_bit_gray_or_rgb_are_refused_by_name(config, tmp_path):
+def test_images_that_are_not_8_bit_gray_or_rgb_are_refused_by_name(config, tmp_path, monkeypatch):
     run = make_run(config)
     random = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
     alpha = save(random, tmp_path / "alpha.png")
@@ -172,6 +173,18 @@ def test_images_that_are_not_8_bit_gray_or_rgb_are_refused_by_name(config, tmp_p
     for path, mode in ((alpha, "RGBA"), (deep, "I;16"), (gray, "L"), (str(palette), "P")):
         with pytest.raises(InputError, match=f"{Path(path).name} has the mode {mode}, this model takes RGB"):
             compress.compress(run, [path])
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 2 65535\n" + bytes(range(24)))
+    clear = save(random[..., :3], tmp_path / "clear.png", transparency=(1, 2, 3))
+    Image.fromarray(random[..., :3]).save(
+        tmp_path / "two.tiff", save_all=True, append_images=[Image.fromarray(random[..., 1:])]
+    )
+    for path, more in (
+        (tmp_path / "deep.ppm", "levels that aren't of 8 bits"),
+        (clear, "a transparent colour"),
+        (tmp_path / "two.tiff", "more than one picture"),
+    ):
+        with pytest.raises(InputError, match=f"{Path(path).name} has {more}, which would be lost"):
+            compress.compress(run, [str(path)])
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(InputError, match="cannot read .*text.png: it is no image"):
         compress.compress(run, [str(tmp_path / "text.png")])
@@ -184,6 +197,17 @@ def test_images_that_are_not_8_bit_gray_or_rgb_are_refused_by_name(config, tmp_p
     broken.write_bytes(broken.read_bytes()[:-60])
     with pytest.raises(InputError, match=r"cannot read .*broken.png"):
         compress.compress(run, [str(broken)])
+    (tmp_path / "odd").mkdir()
+    Path(save(random[..., :3], tmp_path / "odd" / "x.png")).rename(
+        os.fsdecode(os.fsencode(tmp_path) + b"/odd/\xff.png")
+    )
+    with pytest.raises(InputError, match="can't be the name of an image"):
+        compress.compress(run, [str(tmp_path / "odd")])
+    fine = save(random[..., :3], tmp_path / "fine.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InputError, match="cannot read .*fine.png: Image size"):
+        compress.compress(run, [fine])
+    monkeypatch.undo()
     twice = [save(random[..., :3], tmp_path / name) for name in ("twice.png", "twice.bmp")]
     with pytest.raises(InputError, match="would both be twice.png: rename one"):
         compress.compress(run, twice)
@@ -225,6 +249,8 @@ def test_places_that_cannot_be_read_or_written_are_one_line(compressed, tmp_path
     (tmp_path / "file").write_text("a file")
     with pytest.raises(InputError, match=r"cannot write .*file"):
         compress.decompress(run, data, tmp_path / "file" / "folder")
+    with pytest.raises(InputError, match=r"file is a folder|in is a folder"):
+        compress.compress_to(run, [str(tmp_path / "in")], tmp_path / "in", overwrite=True)
     with pytest.raises(InputError, match=r"cannot write .*choose another --output"):
         compress.compress_to(run, [str(tmp_path / "in")], tmp_path / "file" / "x.vqz")
     with pytest.raises(InputError, match=r"cannot read .*missing.vqz: No such file"):
@@ -255,6 +281,14 @@ def test_a_run_without_codes_or_unfinished_is_refused(config, compressed):
         compress.compress(api.Run(model, {}, run.meta | {"config": config | {"model": vae | {"family": "vae"}}}), [])
 
 
+def test_a_short_stream_of_a_large_image_is_noticed_at_once(compressed, tmp_path):
+    run, data, _ = compressed
+    packed = container.unpack(data)
+    large = packed._replace(names=["large.png"], sizes=[(8000, 8000, 1)], crcs=[0], stream=packed.stream[:400])
+    with pytest.raises(InputError, match="this file is damaged: its stream"):
+        compress.decompress(run, container.pack(large), tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_forged_files_with_a_checksum_that_fits_do_no_harm(compressed, tmp_path):
     run, data, expected = compressed
@@ -276,6 +310,14 @@ def test_forged_files_with_a_checksum_that_fits_do_no_harm(compressed, tmp_path)
     strange = container.unpack(data)._replace(label=3)
     with pytest.raises(InputError, match="names a class"):
         compress.decompress(run, container.pack(strange), out)
+
+
+@pytest.mark.parametrize("data", [b"", bytes(40), b"\xff" * 40])
+def test_a_stream_gives_no_more_than_it_can_hold(data):
+    decoder = Decoder(data)
+    with pytest.raises(InputError, match="this file is damaged: its stream"):
+        for _ in range(100):
+            decoder.take(np.full((10, 256), 1 / 256, np.float32))
 
 
 def test_symbols_come_back_and_cost_what_their_probabilities_say():

@@ -15,6 +15,7 @@ from vqvae_jax.data.sources import ArraySource
 from vqvae_jax.errors import InputError
 from vqvae_jax.evaluate import evaluate, other_bounds, print_table
 from vqvae_jax.models import categorical, gumbel, importance, quantizer, vae, vimco
+from vqvae_jax.priors.ancestral import Options
 from vqvae_jax.train_step import init_state, make_train_step
 
 NETWORK = {"likelihood": "logistic", "hidden": 6, "residual_units": 4, "residual_blocks": 1, "downsamplings": 2}
@@ -366,6 +367,8 @@ def test_every_family_is_measured_whatever_the_batch_and_the_order(family, capsy
         ("autoencoder", lambda run, x: run.importance_bound(x, 3), "draws no latents"),
         ("vqvae", lambda run, x: run.importance_bound(x, 3), "the family vqvae draws no latents"),
         ("vqvae", lambda run, x: run.sample(3), "this run has no learned prior to draw codes from"),
+        ("vae", lambda run, x: run.sample(3, options=Options(temperature=0.5)), "draws latents of no class at no temp"),
+        ("gumbel", lambda run, x: run.sample(1, labels=np.zeros(1, np.int32)), "draws latents of no class at no temp"),
         ("vqvae", lambda run, x: run.several_codes_bound(x, 3), "the prior of the codes is fitted when the run"),
         ("vae", lambda run, x: run.several_codes_bound(x, 3), "the family vae chooses no code"),
         (

@@ -139,8 +139,16 @@ def test_a_prior_of_another_image_model_is_refused(of_both_stages, trained, tmp_
     shutil.copytree(trained[0] / "checkpoints" / "prior", other / "checkpoints" / "prior")
     with pytest.raises(InputError, match="is of another image model: delete it"):
         api.load(other)
-    with pytest.raises(InputError, match="(?s)holds a run of another config: seed|is of another image model"):
+    with pytest.raises(InputError, match="holds a run of another config: seed"):
         train.train(of_both_stages | {"seed": 1}, other)
+    # The same config, and an image model that was trained on.
+    constant = changed(changed(of_both_stages, "optimizer", schedule="constant"), "train", checkpoint_every=1)
+    train.train(constant, tmp_path / "longer")
+    with pytest.raises(InputError, match=r"codes.npz has the codes of another model"):
+        train.train(changed(constant, "train", num_steps=5), tmp_path / "longer")
+    (tmp_path / "longer" / "codes.npz").unlink()
+    with pytest.raises(InputError, match=r"the prior in .* is of another image model: delete"):
+        train.train(changed(constant, "train", num_steps=5), tmp_path / "longer")
 
 
 def test_changes_of_the_prior_alone_are_named(of_both_stages, trained, tmp_path):
@@ -195,15 +203,21 @@ def test_validation_reports_bits_per_code_and_bits_per_dim(trained, of_both_stag
 
 
 @pytest.fixture(scope="module")
-def conditional(of_both_stages, trained, tmp_path_factory):
+def conditional_folder(tmp_path_factory):
+    """Where that run lies."""
+    return tmp_path_factory.mktemp("conditional") / "run"
+
+
+@pytest.fixture(scope="module")
+def conditional(of_both_stages, trained, conditional_folder):
     """A run whose prior knows classes."""
-    folder = tmp_path_factory.mktemp("conditional") / "run"
+    folder = conditional_folder
     shutil.copytree(trained[0], folder, ignore=shutil.ignore_patterns("prior"))
     config = changed(of_both_stages, "prior", conditional=True, num_steps=40, eval_every=20)
     return train.train(config, folder)
 
 
-def test_the_headline_of_a_conditional_prior_sums_over_classes(of_both_stages, conditional):
+def test_the_headline_of_a_conditional_prior_sums_over_classes(of_both_stages, conditional, conditional_folder):
     run, source = conditional, builders.build_source(of_both_stages["data"], "test")
     codes, labels = run.encode(source.images[:20]), source.labels[:20]
     log_prob = jax.jit(run.learned.prior.log_prob)
@@ -215,6 +229,12 @@ def test_the_headline_of_a_conditional_prior_sums_over_classes(of_both_stages, c
     result = evaluate.evaluate(run, source, 20)
     scale = 32 * 32 * 3 * np.log(2)
     assert result["rate"] == pytest.approx(-marginal.mean() / scale, rel=1e-5)
+    validation = builders.build_source(of_both_stages["data"], "validation")
+    best = checkpoint.finished_step(checkpoint.folder(conditional_folder, checkpoint.PRIOR))
+    logged = next(x for x in read_record(conditional_folder / "prior") if x["step"] == best and "eval/rate" in x)
+    whole = evaluate.evaluate(run, validation, of_both_stages["eval"]["validation_images"])
+    assert logged["eval/rate"] == pytest.approx(whole["rate"], rel=1e-5)
+    assert logged["eval/rate_given_label"] == pytest.approx(whole["given_label"]["rate"], rel=1e-5)
     named = given[labels, np.arange(20)]
     assert result["given_label"]["rate"] == pytest.approx(-named.mean() / scale, rel=1e-5)
     assert result["given_label"]["rate"] != pytest.approx(result["rate"], rel=1e-6)
@@ -268,6 +288,11 @@ def test_wrong_wishes_are_one_line(trained, conditional, of_both_stages, tmp_pat
     with pytest.raises(InputError, match="unknown class 'rockt': did you mean 'rocket'"):
         sample.class_numbers(conditional, ["rockt"])
     assert sample.class_numbers(conditional, ["rocket", "0"]) == [3, 0]
+    numbered = api.Run(conditional.model, conditional.variables, {"class_names": ["0", "1", "10", "2"]})
+    assert sample.class_numbers(numbered, ["10", "2", "3"]) == [2, 3, 3]
+    for labels in (np.zeros(2, np.int32), np.array([5], np.int32), np.array([-1], np.int32)):
+        with pytest.raises(InputError, match="labels must be 1 numbers of classes, 0 to 4"):
+            conditional.sample(1, labels=labels)
     with pytest.raises(InputError, match=r"the prior is of \(8, 8, 2\) codes an image"):
         run.complete(np.zeros((1, 16, 16, 3), np.uint8), 1)
     with pytest.raises(InputError, match="no learned prior"):

@@ -16,6 +16,7 @@ from configs import families, quickstart
 from vqvae_jax import api, builders, sharding
 from vqvae_jax.data.sources import ArraySource
 from vqvae_jax.evaluate import evaluate
+from vqvae_jax.learned import Learned
 from vqvae_jax.train_step import init_state, make_train_step
 
 config = quickstart.get_config("smoke").to_dict()
@@ -46,6 +47,21 @@ leaves = {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_
 kept = ("bits_per_dim", "rate", "distortion", "perplexity")
 leaves |= {key: np.asarray(result[key]) for key in kept if result.get(key) is not None}
 leaves |= {"metric/" + key: np.asarray(value) for key, value in metrics.items()}
+if family == "vqvae":  # the second stage: a step, log-probabilities and samples of 11 fields
+    section = config["prior"] | {"conditional": True, "features": 4, "layers": 1}
+    prior = builders.build_prior(section, run.field, 24, 3)
+    codes, labels = run.encode(images), np.arange(16, dtype=np.int32) % 3
+    batch = sharding.put_batch({"codes": codes, "label": labels}, mesh)
+    optimizer = builders.build_optimizer(section["optimizer"] | {"learning_rate": 0.1, "warmup_steps": 0}, 10)
+    state = init_state(prior, optimizer, 0, batch, mesh)
+    step = make_train_step(prior, optimizer, 0, mesh)
+    for _ in range(3):
+        state, metrics = step(state, batch)
+    leaves["prior_loss"] = np.asarray(metrics["loss_nats"])
+    frequencies = jax.numpy.log(jax.numpy.full(3, 1 / 3))
+    learned = Learned("pixelcnn", prior, {"params": state.params}, frequencies, 8)
+    leaves["prior_log_prob"], leaves["prior_given"] = learned.log_prob(codes[:11]), learned.log_prob(codes, labels)
+    leaves["sampled"] = learned.sample(codes[:11], keep=3, seed=4)
 np.savez(sys.argv[1], devices=jax.device_count(), revived=revived, **leaves)
 """
 

@@ -229,6 +229,10 @@ class Run:
         if num < 1:
             raise InputError(f"the number of samples is {num}: it must be at least 1")
         if hasattr(self.model, "sample_latents"):
+            if labels is not None or options != Options():
+                raise InputError(
+                    f"the family {self.family} draws latents of no class at no temperature: leave these out"
+                )
             if self.prior is None and not self.variables["fitted"]:
                 raise InputError("the Gaussian of the latents is fitted when the run is finished: train on first")
             height, width, _ = self.meta["image_shape"]
@@ -236,7 +240,7 @@ class Run:
             shape = (num, height // factor, width // factor)
             return np.asarray(_sample(self.model, self.variables, jax.random.key(seed), shape))
         empty = np.zeros((num, *self.field), np.int32)
-        return self.decode(self._prior().sample(empty, seed=seed, labels=labels, options=options))
+        return self.decode(self.trained_prior().sample(empty, seed=seed, labels=labels, options=options))
 
     def complete(
         self,
@@ -251,11 +255,12 @@ class Run:
         Raises:
             InputError: there is no learned prior, or the images aren't of the training size.
         """
-        prior, codes = self._prior(), self.encode(images)
+        prior, codes = self.trained_prior(), self.encode(images)
         keep = rows * codes.shape[2] * codes.shape[3]
         return self.decode(prior.sample(codes, keep=keep, seed=seed, labels=labels, options=options))
 
-    def _prior(self) -> Learned:
+    def trained_prior(self) -> Learned:
+        """Give the learned prior; InputError if there is none."""
         if self.learned is None:
             raise InputError("this run has no learned prior to draw codes from: train one, e.g. prior.name=pixelcnn")
         return self.learned

@@ -1,6 +1,6 @@
 """Folders of images to one `.vqz` file and back: which files, in what order, what is checked; codec/container.py."""
 
-import io
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -65,7 +65,10 @@ def gather(inputs: list[str], channels: int) -> list[Found]:
     """
     listed: dict[str, Path] = {}
     for given in map(Path, inputs):
-        files = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
+        try:
+            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
+        except OSError as error:
+            raise InputError(f"cannot read {given}: {error.strerror or error}") from error
         for path in files:
             name = str((path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix(".png").as_posix())
             container.check_name(name)
@@ -81,21 +84,36 @@ def gather(inputs: list[str], channels: int) -> list[Found]:
 def _check_image(path: Path, channels: int) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
-            mode, (width, height) = image.mode, image.size
+            mode, (width, height), more = image.mode, image.size, _lost(image)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or 'it is no image'}") from error
+    except Exception as error:  # Pillow has many, e.g. of pictures that are too large
+        raise InputError(f"cannot read {path}: {error}") from error
     if mode != MODES[channels]:
         raise InputError(f"{path} has the mode {mode}, this model takes {MODES[channels]} alone (8 bits): convert it")
+    if more:
+        raise InputError(f"{path} has {more}, which would be lost: convert it")
     if max(height, width) > LONGEST_SIDE or height * width * channels > MOST_VALUES:
         raise InputError(f"{path} is too large, {width}x{height}: cut it into parts")
     return height, width
+
+
+def _lost(image: Image.Image) -> str | None:
+    """Say what an image has that its 8-bit array doesn't."""
+    tiles = getattr(image, "tile", [])
+    coding = [word for tile in tiles for word in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
+    if any(";16" in str(word) or (image.format == "PPM" and isinstance(word, int) and word != 255) for word in coding):
+        return "levels that aren't of 8 bits"
+    if image.has_transparency_data and image.mode != "RGBA":
+        return "a transparent colour"
+    return "more than one picture" if getattr(image, "n_frames", 1) > 1 else None
 
 
 def _load(found: Found) -> np.ndarray:
     try:
         with Image.open(found.path) as image:
             pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow has many
         raise InputError(f"cannot read {found.path}: {error}") from error
     return pixels.reshape(found.height, found.width, -1)
 
@@ -128,7 +146,7 @@ def compress(
             for tile in cut(pixels, coder.shape, labels[-1]):
                 yield number, tile
 
-    total = sum(len(corners(image.height, image.width, coder.shape)) for image in images)
+    total = _number_of_tiles([(image.height, image.width) for image in images], coder.shape)
     pieces = _Pieces([(image.height, image.width) for image in images], coder.shape)
     for batch in _batches(tiles(), coder.batch_size, total, "compress"):
         coded = encode_tiles(coder, [tile for _, tile in batch], encoder, lossy)
@@ -181,6 +199,10 @@ def _batches(tiles: Iterator, size: int, total: int, title: str) -> Iterator[lis
             bar.update(len(batch))
 
 
+def _number_of_tiles(sizes: list[tuple[int, int]], shape) -> int:
+    return sum(-(-height // shape[0]) * -(-width // shape[1]) for height, width in sizes)
+
+
 class _Pieces:
     """Puts images together from tiles that come in order."""
 
@@ -214,21 +236,37 @@ def compress_to(run: Run, inputs: list[str], path: str | Path, *, overwrite: boo
         InputError: the file is there already, can't be written, or an image can't be coded.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
+    if _is_there(path) and not overwrite:
         raise InputError(f"{path} is there already: choose another --output, or replace it with --overwrite")
-    data, sizes = compress(run, inputs, **options)
-    _replace(path, data)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file with --output")
+    with _replacing(path) as file:  # opened first: who can't write here needn't wait
+        data, sizes = compress(run, inputs, **options)
+        file.write(data)
     return sizes
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"cannot look at {path}: {error.strerror or error}; choose another --output") from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path):
+    """Give a file to write to that takes its place when all is written, and is gone if it never is."""
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(data)
+        with open(temporary, "wb") as file:
+            yield file
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read_file(path: str) -> bytes:
@@ -259,7 +297,7 @@ def decompress(run: Run, data: bytes, folder: str | Path, *, overwrite: bool = F
         raise InputError("this file contradicts itself: an image is larger than any that can be stored")
     folder = Path(folder)
     paths = [folder / name for name in packed.names]
-    there = [path for path in paths if path.exists()]
+    there = [path for path in paths if _is_there(path)]
     if there and not overwrite:
         raise InputError(f"{there[0]} is there already: choose another --output, or replace with --overwrite")
     sizes = [(height, width) for height, width, number in packed.sizes for _ in range(number)]
@@ -275,13 +313,15 @@ def decompress(run: Run, data: bytes, folder: str | Path, *, overwrite: bool = F
                 yield Tile(min(coder.shape[0], height - top), min(coder.shape[1], width - left), label)
 
     decoder, pieces, done = Decoder(packed.stream), _Pieces(sizes, coder.shape), 0
-    total = sum(len(corners(*size, coder.shape)) for size in sizes)
+    total = _number_of_tiles(sizes, coder.shape)
     for batch in _batches(tiles(), coder.batch_size, total, "decompress"):
         for image in pieces.add(decode_tiles(coder, batch, decoder, packed.lossy)):
             if crc(image) != packed.crcs[done]:
-                raise InputError(f"{packed.names[done]} does not come back as it was: this file is damaged")
-            picture = io.BytesIO()
-            Image.fromarray(image[..., 0] if channels == 1 else image).save(picture, format="PNG")
-            _replace(paths[done], picture.getvalue())
+                raise InputError(
+                    f"{packed.names[done]} does not come back as it was: this file is damaged, or was made where "
+                    "programs compute otherwise in the last digits"
+                )
+            with _replacing(paths[done]) as file:
+                Image.fromarray(image[..., 0] if channels == 1 else image).save(file, format="PNG")
             done += 1
     return done

@@ -69,9 +69,11 @@ class Learned:
             raise InputError(f"the prior is of {field} codes an image, not {tuple(codes.shape[1:])}")
         if labels is not None and not self.prior.num_classes:
             raise InputError("this prior knows no classes: leave them out, or train one with prior.conditional=True")
-        random = np.random.default_rng(seed)
-        uniforms = random.random((num, int(np.prod(field))), np.float32)
-        label = np.asarray(self._drawn_labels(random, num) if labels is None else labels, np.int32)
+        uniforms = np.random.default_rng(seed).random((num, int(np.prod(field))), np.float32)
+        label = np.asarray(self._drawn_labels(seed, num) if labels is None else labels, np.int32)
+        known = self.prior.num_classes + bool(self.prior.label_dropout)  # "none" is the last one
+        if labels is not None and (label.shape != (num,) or not np.all((label >= 0) & (label < known))):
+            raise InputError(f"labels must be {num} numbers of classes, 0 to {self.prior.num_classes - 1}")
 
         def draw(*batch):
             return _sample(self.prior, options, self.variables, np.int32(keep), batch)
@@ -80,10 +82,13 @@ class Learned:
             draw, self.batch_size, np.asarray(codes, np.int32), label, uniforms, progress="samples"
         )
 
-    def _drawn_labels(self, random, num):
+    def _drawn_labels(self, seed: int, num: int) -> np.ndarray:
+        if not self.prior.num_classes:
+            return np.zeros(num)
         if self.prior.label_dropout:
             return np.full(num, self.prior.num_classes)
         frequencies = np.exp(np.asarray(self.log_class_frequencies, np.float64))
+        random = np.random.default_rng([seed, 1])  # of its own, so that a label doesn't depend on how many there are
         return random.choice(len(frequencies), num, p=frequencies / frequencies.sum())
 
 

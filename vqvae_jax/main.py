@@ -44,7 +44,9 @@ OUTPUT = flags.DEFINE_string(
 )
 NUM = flags.DEFINE_integer("num", 32, "How many images of the split, or samples (of each class).", lower_bound=1)
 CLASS = flags.DEFINE_multi_string(
-    "class", [], "sample: a class by name or number; may be repeated, a row each. compress: that of all images."
+    "class",
+    [],
+    "sample: a class by name or number; may be repeated, a row each. complete, compress: that of all images.",
 )
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "sample, complete: below 1 for more probable codes.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "sample, complete: draw from the k most probable codes; 0: all.")
@@ -120,6 +122,10 @@ def run_complete() -> None:
     """Keep the upper part of images and draw the rest: originals, what was given, and completions as one PNG."""
     workdir = existing_workdir()
     run = api.load(workdir, DATA_DIR.value)
+    known = run.trained_prior().prior.num_classes
+    labels = sample.class_numbers(run, CLASS.value)
+    if len(labels) > 1 or (labels and not known):
+        raise InputError("--class names one class for all completions, of a prior that knows classes")
     if INPUT.value:
         read = [read_image(run)(path) for path in INPUT.value]
         if len({image.shape for image in read}) > 1:
@@ -129,8 +135,10 @@ def run_complete() -> None:
         source = builders.build_source(run.meta["config"]["data"], SPLIT.value)
         batch = source.take(np.arange(min(NUM.value, len(source))))
         images = batch["image"][batch["mask"]]
+        labels = labels or (batch["label"][batch["mask"]] if known else [])
     rows = sample.rows_kept(run, KEEP.value)
-    completed = run.complete(images, rows, SEED.value, options=sampling_options())
+    given = np.resize(np.asarray(labels, np.int32), len(images)) if len(labels) else None
+    completed = run.complete(images, rows, SEED.value, given, sampling_options())
     path = Path(OUTPUT.value or workdir / "figures" / "completions.png")
     parts = (images, sample.hide_below(run, images, rows), completed)
     starts = range(0, len(images), GRID_COLUMNS)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vqvae_jax.errors import InputError
+from vqvae_jax.errors import InputError, is_out_of_space
 
 GAP = 2
 MOST_BOXES = 40  # classes in a box plot
@@ -74,8 +74,13 @@ def save_grid(path: str | Path, rows: list[np.ndarray]) -> None:
     """Write rows of images as PNG; small images are enlarged by a whole factor."""
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"cannot write a picture to {path}: its name must end in .png")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    _enlarged(rows).save(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _enlarged(rows).save(path)
+    except OSError as error:
+        if is_out_of_space(error):
+            raise
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
 
 
 def _enlarged(rows: list[np.ndarray]) -> Image.Image:

@@ -19,7 +19,8 @@ def class_numbers(run: Run, classes: list[str]) -> list[int]:
         InputError: a class is unknown.
     """
     names = run.meta["class_names"]
-    numbers = {name: n for n, name in enumerate(names)} | {str(n): n for n in range(len(names))}
+    # A name that looks like a number is a name.
+    numbers = {str(n): n for n in range(len(names))} | {name: n for n, name in enumerate(names)}
     for name in classes:
         if name not in numbers:
             raise InputError(f"unknown class {name!r}: {suggest(name, names)}")

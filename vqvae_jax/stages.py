@@ -115,15 +115,19 @@ def prior_stage(config: dict, source: Source, validation: Source, run: Run, work
     }
     counted = config["eval"]["validation_images"] or len(validation)
     known = {"eval": _codes_of(run, validation, counted), "eval_train": _codes_of(run, source, counted)}
+    log_frequencies = class_frequencies(source)["log_class_frequencies"]
 
     def validate(state: TrainState, step: int, writer: MetricWriter) -> float:
         size = config["eval"]["batch_size"]
-        learned = Learned(section["name"], prior, {"params": state.params}, jnp.zeros(0), size)
+        learned = Learned(section["name"], prior, {"params": state.params}, log_frequencies, size)
         values = {}
         for name, (codes, labels) in known.items():
-            nats = -np.mean(learned.log_prob(codes, labels), dtype=np.float64)
-            values[f"{name}/bits_per_code"] = float(nats / codes[0].size / np.log(2))
-            values[f"{name}/rate"] = float(metrics.nats_to_bits_per_dim(nats, source.image_shape))
+            nats = {"": -np.mean(learned.log_prob(codes), dtype=np.float64)}
+            if prior.num_classes:  # which is no part of the bound
+                nats["_given_label"] = -np.mean(learned.log_prob(codes, labels), dtype=np.float64)
+            for suffix, value in nats.items():
+                values[f"{name}/bits_per_code{suffix}"] = float(value / codes[0].size / np.log(2))
+                values[f"{name}/rate{suffix}"] = float(metrics.nats_to_bits_per_dim(value, source.image_shape))
         writer.scalars(step, values)
         return -values["eval/bits_per_code"]
 

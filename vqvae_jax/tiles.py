@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vqvae_jax import __version__
 from vqvae_jax.api import Run
 from vqvae_jax.codec.entropy import Decoder, Encoder
 from vqvae_jax.errors import InputError
@@ -28,17 +29,21 @@ from vqvae_jax.models.likelihoods import pmf
 from vqvae_jax.priors import unigram
 
 BATCH = 32  # tiles
-LIBRARIES = ("jax", "jaxlib", "numpy", "constriction")
+LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "constriction")
+SETTINGS = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "JAX_DISABLE_MOST_OPTIMIZATIONS")
 
 
 def environment() -> bytes:
     """Give 8 bytes that are equal where programs are compiled to the same arithmetic."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.is_file() else []
-    model = next((line for line in lines if line.startswith("model name")), platform.processor())
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    cpu = [
+        next((line for line in lines if line.startswith(key)), platform.processor()) for key in ("model name", "flags")
+    ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    about = (model, cores, platform.machine(), jax.devices()[0].device_kind, versions)
+    versions = [__version__, *(importlib.metadata.version(name) for name in LIBRARIES)]
+    devices = jax.devices()[0].device_kind, jax.device_count()
+    about = (cpu, cores, platform.machine(), devices, versions, [os.environ.get(name) for name in SETTINGS])
     return hashlib.blake2b(repr(about).encode(), digest_size=8).digest()
 
 

@@ -35,7 +35,7 @@ HEAD = struct.Struct("<4sBBH8s8sIHI")
 SIZE = struct.Struct("<HHI")
 CHECKSUM = 8
 LONGEST_NAME, LONGEST_PART = 1024, 250  # bytes of a path, and of one of its parts
-MOST_BYTES_OF_NAMES = 2**26  # inflated
+MOST_BYTES_OF_NAMES, MOST_SIZES = 2**26, 2**16 - 1  # inflated
 
 
 class Container(NamedTuple):
@@ -67,8 +67,14 @@ def checksum(data: bytes) -> bytes:
 
 
 def pack(container: Container) -> bytes:
-    """Write a file."""
+    """Write a file.
+
+    Raises:
+        InputError: there are more sizes, or longer names in all, than the format has room for.
+    """
     c, names = container, _packed_names(container.names)
+    if len(c.sizes) > MOST_SIZES or len("\n".join(c.names).encode()) > MOST_BYTES_OF_NAMES:
+        raise InputError("these are more sizes or names of images than one file can hold: make several")
     flags = LOSSY * c.lossy + LABELS * bool(c.labels)
     numbers = len(c.names), len(c.sizes), len(names)
     parts = [HEAD.pack(MAGIC, VERSION, flags, c.label, c.model, c.environment, *numbers), names]
@@ -140,7 +146,10 @@ def _names(packed: bytes, count: int) -> list[str]:
 def check_name(name: str) -> None:
     """Raise InputError unless a name is a relative path that stays in its folder."""
     path = PurePosixPath(name)
-    strange = any(character < " " or character in '\\:*?"<>|' for character in name)
+    # What isn't UTF-8 on disk reads as halves of surrogate pairs.
+    strange = any(c < " " or c in '\\:*?"<>|' or "\ud800" <= c <= "\udfff" for c in name)
+    if strange:
+        raise InputError(f"{name!r} can't be the name of an image in such a file: rename it")
     long = len(name.encode()) > LONGEST_NAME or any(len(part.encode()) > LONGEST_PART for part in path.parts)
-    if not path.name or path.is_absolute() or ".." in path.parts or strange or long:
+    if not path.name or path.is_absolute() or ".." in path.parts or long:
         raise InputError(f"{name!r} can't be the name of an image in such a file: rename it")

@@ -12,6 +12,8 @@ from vqvae_jax.errors import InputError
 _STREAM = constriction.stream  # pyright: ignore - made by its compiled half
 _MODEL = _STREAM.model.Categorical(perfect=False)
 WORD = 4  # bytes
+LEAST = np.float32(2**-24)  # what a symbol gets at least
+SLACK = 1.01
 
 
 class Encoder:
@@ -36,15 +38,23 @@ class Decoder:
     def __init__(self, data: bytes):
         words = np.frombuffer(data[: len(data) // WORD * WORD], "<u4").astype(np.uint32)
         self._coder = _STREAM.queue.RangeDecoder(words)
+        # Beyond its end a stream goes on for ever; what was taken must not cost more than it has.
+        self._bits_left = SLACK * 8 * len(data) + 256
 
     def take(self, probabilities: np.ndarray) -> np.ndarray:
         """Give the next integers int32 [n], from the probabilities float32 [n,size] with which they were put."""
         if not len(probabilities):
             return np.zeros(0, np.int32)
+        rows = _rows(probabilities)
         try:
-            return self._coder.decode(_MODEL, _rows(probabilities))
+            symbols = self._coder.decode(_MODEL, rows)
         except (AssertionError, ValueError) as error:
             raise InputError("this file is damaged: its stream was not made with this run's probabilities") from error
+        chosen = np.take_along_axis(rows, symbols[:, None], axis=1)
+        self._bits_left += float(np.sum(np.log2(np.maximum(chosen, LEAST)), dtype=np.float64))
+        if self._bits_left < 0:
+            raise InputError("this file is damaged: its stream is shorter than what it is said to hold")
+        return symbols
 
 
 def _rows(probabilities):

@@ -1,5 +1,6 @@
 """Draw codes from a prior one after the other, in the order row, column, g: one compiled scan."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -51,8 +52,9 @@ def running_sums(x: Float[Array, "b k"]) -> Float[Array, "b k"]:
     """Sum up to and with every entry, in two small products, several times faster in a scan than `jnp.cumsum`."""
     b, k = x.shape
     blocks = jnp.pad(x, ((0, 0), (0, -k % BLOCK))).reshape(-1, BLOCK)
-    inside = (blocks @ jnp.triu(jnp.ones((BLOCK, BLOCK), x.dtype))).reshape(b, -1, BLOCK)
-    before = inside[..., -1] @ jnp.triu(jnp.ones((inside.shape[1],) * 2, x.dtype), 1)
+    exactly = partial(jnp.matmul, precision="highest")  # accelerators would round the probabilities
+    inside = exactly(blocks, jnp.triu(jnp.ones((BLOCK, BLOCK), x.dtype))).reshape(b, -1, BLOCK)
+    before = exactly(inside[..., -1], jnp.triu(jnp.ones((inside.shape[1],) * 2, x.dtype), 1))
     return (inside + before[..., None]).reshape(b, -1)[:, :k]
 
 
