@@ -259,12 +259,13 @@ def draw_sweep(arguments, rows: list[dict]) -> None:
     rows = sorted(rows, key=lambda row: row["rate"])
     axis.plot([row["rate"] for row in rows], [row["distortion"] for row in rows], "o-", color="C0")
     for row in rows:
-        text = f"{row['num_codebooks']} × K = {row['codebook_size']}, {row['steps']:,} steps: {row['bits_per_dim']:.3f}"
+        text = f"{row['num_codebooks']} × K = {row['codebook_size']}: {row['bits_per_dim']:.3f}"
         axis.annotate(text, (row["rate"], row["distortion"]), xytext=(6, 4), textcoords="offset points", fontsize=9)
-    axis.margins(x=0.25, y=0.12)
+    axis.margins(x=0.45, y=0.12)
     axis.set(xlabel="rate (unigram prior), bits/dim", ylabel="distortion, bits/dim")
     axis.set_title(
-        f"{arguments.title}: VQ-VAEs of {rows[0]['training_minutes']:.0f} minutes, bits/dim beside the points"
+        f"{arguments.title}: VQ-VAEs of {rows[0]['training_minutes']:.0f} minutes, bits/dim beside the points",
+        fontsize=11,
     )
     axis.grid(alpha=0.3)
     _save(figure, arguments.out / f"{arguments.slug}_sweep")

@@ -1,5 +1,6 @@
 """Strict flags for every test, and small shared fixtures. Nothing here needs a network or data from outside."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -35,6 +36,11 @@ from vqvae_jax import builders
 from vqvae_jax.data.sources import ArraySource
 
 IMAGE_SHAPE = (8, 12, 3)
+
+
+def pytest_sessionfinish():
+    """Leave out a report of jax's garbage collection, which pytest-xdist interrupts when it ends a process."""
+    gc.callbacks.clear()
 
 
 @pytest.fixture(scope="session")
