@@ -122,14 +122,8 @@ def test_an_unfinished_run_is_measured_under_the_uniform_prior(model, variables,
     np.testing.assert_allclose(unfitted.bound(images).distortion, distortion, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "likelihood",
-    [
-        "squared_error",
-        pytest.param("logistic", marks=pytest.mark.slow),
-        pytest.param("softmax", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("likelihood", ["squared_error", "logistic", "softmax"])
 def test_a_trained_run_is_loaded_from_its_checkpoint_alone(config, tmp_path, likelihood):
     config["model"]["likelihood"] = likelihood
     config["train"]["num_steps"] = 2

@@ -233,6 +233,7 @@ def test_vimcos_signals_are_worked_out_by_hand():
             np.testing.assert_allclose(found.weight[s, b], w[s] / w.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_draws_through_the_decoder_in_parts_are_the_same(images, monkeypatch):
     model = build("vimco", samples=6)
     variables = start(model, images)

@@ -177,7 +177,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(folder, arguments, message):
     assert message.replace("RUN", "") in done.stderr
 
 
-@pytest.mark.parametrize("tensorboard", [False, True])
+@pytest.mark.parametrize("tensorboard", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_full_disk_is_one_line(folder, photo_dir, tensorboard):
     """The system itself refuses to write a file of more than 20 kB: orbax's threads fail as on a full disk."""
     limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "

@@ -157,6 +157,7 @@ def test_changes_of_the_prior_alone_are_named(of_both_stages, trained, tmp_path)
         train.train(changed(of_both_stages, "prior", features=8), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_best_of_the_validations_is_kept_and_patience_ends_training(of_both_stages, model_alone, monkeypatch):
     scores = {2: -3.0, 4: -1.0, 6: -2.0, 8: -2.5, 10: -0.5}
     make = train.prior_stage

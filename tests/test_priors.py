@@ -78,7 +78,7 @@ def test_a_code_depends_on_those_before_it_and_on_no_other(name, label):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("field", "num_classes"), [((3, 4, 1), 0), ((4, 3, 3), 3)])
+@pytest.mark.parametrize(("field", "num_classes"), [pytest.param((3, 4, 1), 0, marks=pytest.mark.slow), ((4, 3, 3), 3)])
 def test_steps_give_the_logits_of_the_whole_pass(name, field, num_classes):
     prior, variables = make(name, field, 5, num_classes)
     codes = random_codes(field, 5)

@@ -425,6 +425,7 @@ def test_imagenet_resized_is_prepared_from_its_zipped_arrays(tmp_path, config, m
     assert len(builders.build_source(section, "train")) == 27
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_trains_and_is_measured(config, tree, tmp_path):
     from vqvae_jax import train
     from vqvae_jax.evaluate import evaluate

@@ -106,6 +106,7 @@ def test_stopped_and_resumed_run_ends_in_the_same_bits(config, tmp_path, monkeyp
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_an_older_checkpoint_and_no_line_stands_twice(config, tmp_path, monkeypatch):
     train.train(config, tmp_path / "whole")
 
@@ -211,6 +212,7 @@ def test_a_wrong_option_leaves_the_folder_alone(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_stop_after_the_last_step_loses_nothing(config, tmp_path, monkeypatch):
     train.train(config, tmp_path / "whole")
     fit = api.Run.fit
