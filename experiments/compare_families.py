@@ -258,10 +258,13 @@ def draw_sweep(arguments, rows: list[dict]) -> None:
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     rows = sorted(rows, key=lambda row: row["rate"])
     axis.plot([row["rate"] for row in rows], [row["distortion"] for row in rows], "o-", color="C0")
+    middle = (rows[0]["rate"] + rows[-1]["rate"]) / 2
     for row in rows:
         text = f"{row['num_codebooks']} × K = {row['codebook_size']}: {row['bits_per_dim']:.3f}"
-        axis.annotate(text, (row["rate"], row["distortion"]), xytext=(6, 4), textcoords="offset points", fontsize=9)
-    axis.margins(x=0.45, y=0.12)
+        # Towards the middle, and on the side where the falling line isn't.
+        place = {"xytext": (-6, -12), "ha": "right"} if row["rate"] > middle else {"xytext": (6, 4), "ha": "left"}
+        axis.annotate(text, (row["rate"], row["distortion"]), textcoords="offset points", fontsize=9, **place)
+    axis.margins(x=0.08, y=0.12)
     axis.set(xlabel="rate (unigram prior), bits/dim", ylabel="distortion, bits/dim")
     axis.set_title(
         f"{arguments.title}: VQ-VAEs of {rows[0]['training_minutes']:.0f} minutes, bits/dim beside the points",

@@ -63,8 +63,7 @@ def nats_of_codes(run: Run, images: np.ndarray) -> np.ndarray:
     """Give what the codec needs for the codes of every image: under the headline prior, or given the best class."""
     if not searched(run)["search_label"] or run.learned is None:
         return run.measure(images)[f"rate/{run.prior}"]
-    codes, classes = run.encode(images), run.learned.prior.num_classes
-    return -np.max([run.learned.log_prob(codes, np.full(len(codes), label)) for label in range(classes)], axis=0)
+    return -run.learned.log_prob_of_classes(run.encode(images)).max(axis=1)
 
 
 def lossless(run: Run, images: np.ndarray) -> dict:

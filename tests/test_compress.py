@@ -17,6 +17,7 @@ from vqvae_jax.codec.entropy import Decoder, Encoder
 from vqvae_jax.data.sources import ArraySource
 from vqvae_jax.errors import InputError
 from vqvae_jax.learned import Learned
+from vqvae_jax.pictures import read_file
 
 SHAPE = (8, 12, 3)
 
@@ -254,7 +255,7 @@ def test_places_that_cannot_be_read_or_written_are_one_line(compressed, tmp_path
     with pytest.raises(InputError, match=r"cannot write .*choose another --output"):
         compress.compress_to(run, [str(tmp_path / "in")], tmp_path / "file" / "x.vqz")
     with pytest.raises(InputError, match=r"cannot read .*missing.vqz: No such file"):
-        compress.read_file(str(tmp_path / "missing.vqz"))
+        read_file(str(tmp_path / "missing.vqz"))
 
 
 def test_a_file_of_another_run_or_another_machine_is_refused(config, compressed, tmp_path, monkeypatch):

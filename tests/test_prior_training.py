@@ -128,7 +128,7 @@ def test_a_cache_of_other_codes_is_refused_and_half_of_one_too(of_both_stages, t
     with pytest.raises(InputError, match=r"codes.npz is damaged: delete it"):
         train.train(of_both_stages, model_alone)
     path.unlink()
-    path.with_suffix(".tmp").write_bytes(b"an interrupted cache")
+    path.with_name(".codes.npz.1.tmp").write_bytes(b"an interrupted cache")
     assert_same_prior(train.train(of_both_stages, model_alone), trained[1])
 
 

@@ -17,7 +17,7 @@ from vqvae_jax.learned import Learned
 from vqvae_jax.models import importance
 from vqvae_jax.models.trunk import Bound
 from vqvae_jax.priors import positionwise, uniform, unigram
-from vqvae_jax.priors.ancestral import Options
+from vqvae_jax.priors.ancestral import AS_TRAINED, Options
 
 # Those that need nothing but counts of codes.
 PRIORS = {"uniform": uniform, "unigram": unigram, "positionwise": positionwise}
@@ -197,11 +197,16 @@ class Run:
         return replace(self, learned=learned)
 
     @property
-    def field(self) -> tuple[int, int, int]:
-        """Rows and columns of codes, and codes per position, of images of the training size."""
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of latents of images of the training size."""
         height, width, _ = self.meta["image_shape"]
         factor = 2**self.model.trunk.encoder.downsamplings
-        return height // factor, width // factor, self.model.num_codebooks
+        return height // factor, width // factor
+
+    @property
+    def field(self) -> tuple[int, int, int]:
+        """Rows and columns of codes, and codes per position, of images of the training size."""
+        return *self.grid, self.model.num_codebooks
 
     def fingerprint(self) -> str:
         """A digest of all that turns images into codes and back."""
@@ -216,7 +221,7 @@ class Run:
         num: int,
         seed: int = 0,
         labels: np.ndarray | None = None,
-        options: Options = Options(),  # noqa: B008 - immutable
+        options: Options = AS_TRAINED,
     ) -> Images:
         """Images uint8 [num,H,W,C] of codes that the learned prior draws, or of latents drawn from p(z).
 
@@ -229,16 +234,13 @@ class Run:
         if num < 1:
             raise InputError(f"the number of samples is {num}: it must be at least 1")
         if hasattr(self.model, "sample_latents"):
-            if labels is not None or options != Options():
+            if labels is not None or options != AS_TRAINED:
                 raise InputError(
                     f"the family {self.family} draws latents of no class at no temperature: leave these out"
                 )
             if self.prior is None and not self.variables["fitted"]:
                 raise InputError("the Gaussian of the latents is fitted when the run is finished: train on first")
-            height, width, _ = self.meta["image_shape"]
-            factor = 2**self.model.trunk.encoder.downsamplings
-            shape = (num, height // factor, width // factor)
-            return np.asarray(_sample(self.model, self.variables, jax.random.key(seed), shape))
+            return np.asarray(_sample(self.model, self.variables, jax.random.key(seed), (num, *self.grid)))
         empty = np.zeros((num, *self.field), np.int32)
         return self.decode(self.trained_prior().sample(empty, seed=seed, labels=labels, options=options))
 
@@ -248,7 +250,7 @@ class Run:
         rows: int,
         seed: int = 0,
         labels: np.ndarray | None = None,
-        options: Options = Options(),  # noqa: B008 - immutable
+        options: Options = AS_TRAINED,
     ) -> Images:
         """Keep the codes of the upper `rows` rows of codes of every image, and draw the others from the learned prior.
 

@@ -1,24 +1,20 @@
-"""Folders of images to one `.vqz` file and back: which files, in what order, what is checked; codec/container.py."""
+"""Folders of images to one `.vqz` file and back; its format: codec/container.py."""
 
-import contextlib
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from vqvae_jax import pictures
 from vqvae_jax.api import Run
 from vqvae_jax.codec import container
 from vqvae_jax.codec.container import NO_LABEL, Container
 from vqvae_jax.codec.entropy import Decoder, Encoder
-from vqvae_jax.data.images import MODES
 from vqvae_jax.errors import InputError
-from vqvae_jax.learned import Learned
+from vqvae_jax.pictures import MOST_VALUES
 from vqvae_jax.tiles import (
     Tile,
     TileCoder,
@@ -31,20 +27,6 @@ from vqvae_jax.tiles import (
     fingerprint,
 )
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-LONGEST_SIDE = 65535
-# Of one image; a forged size must not take all memory.
-MOST_VALUES = 2**28
-
-
-class Found(NamedTuple):
-    """An image to be coded: what it is called in the file, where it lies, its height and width."""
-
-    name: str
-    path: Path
-    height: int
-    width: int
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -55,67 +37,6 @@ class Sizes:
     names: int
     images: int
     values: int
-
-
-def gather(inputs: list[str], channels: int) -> list[Found]:
-    """Find the images in folders and among files, ordered by size, then by name.
-
-    Raises:
-        InputError: there are none, two would have one name, or one isn't 8-bit gray or RGB as the model needs it.
-    """
-    listed: dict[str, Path] = {}
-    for given in map(Path, inputs):
-        try:
-            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
-        except OSError as error:
-            raise InputError(f"cannot read {given}: {error.strerror or error}") from error
-        for path in files:
-            name = str((path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix(".png").as_posix())
-            container.check_name(name)
-            if name in listed:
-                raise InputError(f"{listed[name]} and {path} would both be {name}: rename one")
-            listed[name] = path
-    if not listed:
-        raise InputError(f"no images in {', '.join(inputs) or 'nothing'}: name folders or files with --input")
-    found = [Found(name, path, *_check_image(path, channels)) for name, path in listed.items()]
-    return sorted(found, key=lambda image: (image.height, image.width, image.name))
-
-
-def _check_image(path: Path, channels: int) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            mode, (width, height), more = image.mode, image.size, _lost(image)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or 'it is no image'}") from error
-    except Exception as error:  # Pillow has many, e.g. of pictures that are too large
-        raise InputError(f"cannot read {path}: {error}") from error
-    if mode != MODES[channels]:
-        raise InputError(f"{path} has the mode {mode}, this model takes {MODES[channels]} alone (8 bits): convert it")
-    if more:
-        raise InputError(f"{path} has {more}, which would be lost: convert it")
-    if max(height, width) > LONGEST_SIDE or height * width * channels > MOST_VALUES:
-        raise InputError(f"{path} is too large, {width}x{height}: cut it into parts")
-    return height, width
-
-
-def _lost(image: Image.Image) -> str | None:
-    """Say what an image has that its 8-bit array doesn't."""
-    tiles = getattr(image, "tile", [])
-    coding = [word for tile in tiles for word in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
-    if any(";16" in str(word) or (image.format == "PPM" and isinstance(word, int) and word != 255) for word in coding):
-        return "levels that aren't of 8 bits"
-    if image.has_transparency_data and image.mode != "RGBA":
-        return "a transparent colour"
-    return "more than one picture" if getattr(image, "n_frames", 1) > 1 else None
-
-
-def _load(found: Found) -> np.ndarray:
-    try:
-        with Image.open(found.path) as image:
-            pixels = np.asarray(image)
-    except Exception as error:  # Pillow has many
-        raise InputError(f"cannot read {found.path}: {error}") from error
-    return pixels.reshape(found.height, found.width, -1)
 
 
 def compress(
@@ -134,23 +55,20 @@ def compress(
         InputError: an image can't be coded, or a label is asked of a prior that knows none.
     """
     coder, channels = TileCoder(run), run.meta["image_shape"][2]
-    images = gather(inputs, channels)
+    images = pictures.gather(inputs, channels)
     fixed = _fixed_label(run, label, search_label)
     encoder, crcs, labels = Encoder(), [], []
 
-    def tiles() -> Iterator[tuple[int, Tile]]:
-        for number, found in enumerate(images):
-            pixels = _load(found)
-            best = _best_label(run, run.learned, pixels, coder.shape) if search_label and run.learned else fixed
-            labels.append(best)
-            for tile in cut(pixels, coder.shape, labels[-1]):
-                yield number, tile
+    def tiles() -> Iterator[Tile]:
+        for found in images:
+            pixels = pictures.load(found)
+            labels.append(_best_label(run, pixels, coder.shape) if search_label else fixed)
+            yield from cut(pixels, coder.shape, labels[-1])
 
     total = _number_of_tiles([(image.height, image.width) for image in images], coder.shape)
     pieces = _Pieces([(image.height, image.width) for image in images], coder.shape)
     for batch in _batches(tiles(), coder.batch_size, total, "compress"):
-        coded = encode_tiles(coder, [tile for _, tile in batch], encoder, lossy)
-        crcs += [crc(image) for image in pieces.add(coded)]
+        crcs += [crc(image) for image in pieces.add(encode_tiles(coder, batch, encoder, lossy))]
     sizes = [(*size, len(list(group))) for size, group in itertools.groupby((i.height, i.width) for i in images)]
     packed = Container(
         lossy=lossy,
@@ -183,16 +101,13 @@ def _fixed_label(run: Run, label: int | None, search: bool) -> int:
     return label or 0
 
 
-def _best_label(run: Run, learned: Learned, pixels: np.ndarray, shape) -> int:
+def _best_label(run: Run, pixels: np.ndarray, shape) -> int:
     """Give the class under which the image's codes cost least."""
     tiles = np.stack([tile.pixels for tile in cut(pixels, shape, 0)])
-    codes = run.encode(tiles)
-    classes = learned.prior.num_classes
-    costs = [-learned.log_prob(codes, np.full(len(codes), label)).sum() for label in range(classes)]
-    return int(np.argmin(costs))
+    return int(np.argmax(run.trained_prior().log_prob_of_classes(run.encode(tiles)).sum(axis=0)))
 
 
-def _batches(tiles: Iterator, size: int, total: int, title: str) -> Iterator[list]:
+def _batches(tiles: Iterator[Tile], size: int, total: int, title: str) -> Iterator[list[Tile]]:
     with tqdm(total=total, desc=title, unit=" tiles") as bar:
         for batch in iter(lambda: list(itertools.islice(tiles, size)), []):
             yield batch
@@ -236,45 +151,14 @@ def compress_to(run: Run, inputs: list[str], path: str | Path, *, overwrite: boo
         InputError: the file is there already, can't be written, or an image can't be coded.
     """
     path = Path(path)
-    if _is_there(path) and not overwrite:
+    if pictures.is_there(path) and not overwrite:
         raise InputError(f"{path} is there already: choose another --output, or replace it with --overwrite")
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file with --output")
-    with _replacing(path) as file:  # opened first: who can't write here needn't wait
+    with pictures.writing(path) as file:  # opened first: who can't write here needn't wait
         data, sizes = compress(run, inputs, **options)
         file.write(data)
     return sizes
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        raise InputError(f"cannot look at {path}: {error.strerror or error}; choose another --output") from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path):
-    """Give a file to write to that takes its place when all is written, and is gone if it never is."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def read_file(path: str) -> bytes:
-    """Read a file; InputError if it can't be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def decompress(run: Run, data: bytes, folder: str | Path, *, overwrite: bool = False) -> int:
@@ -297,7 +181,7 @@ def decompress(run: Run, data: bytes, folder: str | Path, *, overwrite: bool = F
         raise InputError("this file contradicts itself: an image is larger than any that can be stored")
     folder = Path(folder)
     paths = [folder / name for name in packed.names]
-    there = [path for path in paths if _is_there(path)]
+    there = [path for path in paths if pictures.is_there(path)]
     if there and not overwrite:
         raise InputError(f"{there[0]} is there already: choose another --output, or replace with --overwrite")
     sizes = [(height, width) for height, width, number in packed.sizes for _ in range(number)]
@@ -321,7 +205,6 @@ def decompress(run: Run, data: bytes, folder: str | Path, *, overwrite: bool = F
                     f"{packed.names[done]} does not come back as it was: this file is damaged, or was made where "
                     "programs compute otherwise in the last digits"
                 )
-            with _replacing(paths[done]) as file:
-                Image.fromarray(image[..., 0] if channels == 1 else image).save(file, format="PNG")
+            pictures.save(paths[done], image)
             done += 1
     return done

@@ -10,7 +10,7 @@ import numpy as np
 from vqvae_jax import builders, checkpoint, sharding
 from vqvae_jax.errors import InputError
 from vqvae_jax.priors import ancestral
-from vqvae_jax.priors.ancestral import Options
+from vqvae_jax.priors.ancestral import AS_TRAINED, Options
 from vqvae_jax.priors.autoregressive import Autoregressive
 
 Codes = np.ndarray  # int32 [N,h,w,G]
@@ -46,6 +46,11 @@ class Learned:
         label = np.zeros(len(codes), np.int32) if labels is None else np.asarray(labels, np.int32)
         return sharding.map_rows(function, self.batch_size, np.asarray(codes), label)
 
+    def log_prob_of_classes(self, codes: Codes) -> np.ndarray:
+        """Give log p(codes | label) in nats under every class, float32 [N,classes]."""
+        classes = range(self.prior.num_classes)
+        return np.stack([self.log_prob(codes, np.full(len(codes), label)) for label in classes], axis=1)
+
     def sample(
         self,
         codes: Codes,
@@ -53,7 +58,7 @@ class Learned:
         keep: int = 0,
         seed: int = 0,
         labels: np.ndarray | None = None,
-        options: Options = Options(),  # noqa: B008 - immutable
+        options: Options = AS_TRAINED,
     ) -> Codes:
         """Draw all codes of every field but the first `keep` (row, column, g), which stay as they are.
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vqvae_jax import api, builders, compress, plots, sample
+from vqvae_jax import api, builders, compress, pictures, plots, sample
 from vqvae_jax.data import transforms
 from vqvae_jax.data.images import MODES, Source
 from vqvae_jax.errors import InputError, is_out_of_space
@@ -175,7 +175,7 @@ def run_decompress() -> None:
     path = _needed(OUTPUT.value, "output=DIR, the folder to write to")
     if len(INPUT.value) != 1:
         raise InputError("--mode=decompress needs one --input=FILE.vqz")
-    number = compress.decompress(run, compress.read_file(INPUT.value[0]), path, overwrite=OVERWRITE.value)
+    number = compress.decompress(run, pictures.read_file(INPUT.value[0]), path, overwrite=OVERWRITE.value)
     print(f"decompressed: {number:,} images in {path}")
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import re
 import time
 from pathlib import Path
@@ -15,15 +14,16 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore - 
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore - made by protobuf
 from tqdm import tqdm
 
+from vqvae_jax.files import replacing
+
 RECORD = "metrics.jsonl"
 
 
 def write_json(path: str | Path, content: dict) -> None:
     """Write a JSON file whole or not at all; numbers that aren't finite become null."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
 
 
 def _finite(value):
@@ -44,10 +44,8 @@ def read_record(workdir: str | Path) -> list[dict]:
 def cut_record(workdir: str | Path, step: int) -> None:
     """Drop the lines after `step`, so that a resumed run writes none twice."""
     kept = [line for line in read_record(workdir) if line["step"] <= step]
-    path = Path(workdir) / RECORD
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(temporary, path)
+    with replacing(Path(workdir) / RECORD) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 class _Board:

@@ -1,6 +1,5 @@
 """The two stages of training: the image model, and then, with it frozen, a prior over its codes (sec. 3.2 and 4)."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from vqvae_jax.data import batches
 from vqvae_jax.data.images import ArraySource, Source
 from vqvae_jax.errors import InputError
 from vqvae_jax.evaluate import evaluate
+from vqvae_jax.files import replacing
 from vqvae_jax.learned import Learned
 from vqvae_jax.metric_writer import MetricWriter
 from vqvae_jax.train_step import TrainState
@@ -189,10 +189,8 @@ def cached_codes(run: Run, source: Source, workdir: Path, flip: bool) -> ArraySo
             parts.append(run.encode(shown).astype(np.min_scalar_type(run.model.codebook_size - 1)))
             labels.append(batch["label"][batch["mask"]])
     codes, labels = np.concatenate(parts), np.concatenate(labels)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         np.savez(file, codes=codes, labels=labels, about=about)
-    os.replace(temporary, path)
     return _as_source(source, codes, labels)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae_jax.data.records import Record, Records
+from vqvae_jax.files import replacing
 
 AT_ONCE = 256
 
@@ -61,11 +61,10 @@ def scan(records: Records, threads: int = 4) -> Scan:
         if str(kept["fingerprint"]) == fingerprint:
             return Scan(*(kept[column] for column in Scan._fields))
     found = _read_headers(records, threads)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
     try:
         path.parent.mkdir(exist_ok=True)
-        np.savez(temporary, allow_pickle=False, fingerprint=fingerprint, **found._asdict())
-        temporary.replace(path)
+        with replacing(path) as file:
+            np.savez(file, allow_pickle=False, fingerprint=fingerprint, **found._asdict())
     except OSError as error:
         print(f"the sizes of the images are not kept in {path.parent}: {error.strerror}", flush=True)
     return found

@@ -23,6 +23,9 @@ class Options(NamedTuple):
     top_p: float = 1.0
 
 
+AS_TRAINED = Options()
+
+
 def filtered(logits: Float[Array, "b k"], options: Options) -> Float[Array, "b k"]:
     """The logits that are drawn from, -inf where a code is left out; the most probable code is always kept."""
     logits = logits / options.temperature
@@ -65,7 +68,7 @@ def sample(
     label: Labels,
     uniforms: Float[Array | np.ndarray, "n b"],
     *,
-    options: Options = Options(),  # noqa: B008 - immutable
+    options: Options = AS_TRAINED,
     keep: int | Int[Array, ""] = 0,
 ) -> Int[Array, "b h w g"]:
     """Draw every code but the first `keep`, which stay as they are in `codes` [B,h,w,G].
