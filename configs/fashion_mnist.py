@@ -1,7 +1,7 @@
 """Fashion-MNIST, exact and lossless: 28x28x1 to 7x7 codes, so that published bits/dim apply.
 
     python -m vqvae_jax.main --config=configs/fashion_mnist.py              256 units, 256-way softmax
-    python -m vqvae_jax.main --config=configs/fashion_mnist.py:small        128/32 units, for two cores
+    python -m vqvae_jax.main --config=configs/fashion_mnist.py:small        128/32 units, 7x7x1 latents, for two cores
     python -m vqvae_jax.main --config=configs/fashion_mnist.py:smoke        a minute on a CPU
 
 Measured: `:small`: experiments/results/fashion_mnist_small/; the large one not yet.
@@ -100,18 +100,20 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _small(config):
     config.data.batch_size = 32
-    config.model.likelihood = "logistic"
+    config.model.likelihood = "logistic_mixture"
     config.model.hidden = 128
     config.model.residual_units = 32
-    # In short runs on validation images, few dimensions, a firm commitment and a high rate learned fastest.
+    # In short runs on validation images, one code a position, few dimensions and a firm commitment learned fastest.
+    config.model.num_codebooks = 1
     config.model.embedding_dim = 4
     config.model.commitment_cost = 1.0
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 200
-    config.train.num_steps = 12_000
+    config.train.num_steps = 10_000
     config.train.log_every = 50
     config.train.eval_every = config.train.checkpoint_every = 1000
+    config.prior.num_steps = 6000
     config.eval.validation_images = 1024
     config.eval.fit_images = 1024
     return config
