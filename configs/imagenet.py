@@ -1,7 +1,8 @@
 """ImageNet 128x128 as in van den Oord et al. 2017, sec. 4.2: 32x32 latents of one codebook, squared error.
 
-    python -m vqvae_jax.main --config=configs/imagenet.py --data_dir=DIR    DIR/downloads/manual holds the archives
-    python -m vqvae_jax.main --config=configs/imagenet.py:smoke             a minute on a CPU, on photographs
+    python -m vqvae_jax.main --config=configs/imagenet.py --data_dir=DIR        DIR/downloads/manual holds the archives
+    python -m vqvae_jax.main --config=configs/imagenet.py:small --data_dir=DIR  128/32 units, mixture: for two cores
+    python -m vqvae_jax.main --config=configs/imagenet.py:smoke                 a minute on a CPU, on photographs
 
 Widths, K = 512 and D = 64 are those in wide use; the paper states 128x128x3 to 32x32x1 with K = 512. Bits/dim are those
 of a discretised Gaussian whose scale is fitted on training images. No bits/dim of a VQ-VAE on ImageNet at 128x128 have
@@ -11,7 +12,7 @@ been published. Measured: not yet, for want of the data and an accelerator.
 import ml_collections
 from ml_collections import config_dict
 
-VARIANTS = ("", "smoke")
+VARIANTS = ("", "small", "smoke")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -96,24 +97,55 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.logging = ml_collections.ConfigDict()
     config.logging.tensorboard = True
 
-    if variant == "smoke":
-        config.data.name = "photos"
-        config.data.image_size = 32
-        config.data.min_side = 1
-        config.data.batch_size = 16
-        config.model.hidden = config.model.residual_units = 16
-        config.model.pixel_mean, config.model.pixel_std = (0.45,), (0.25,)  # for any number of channels
-        config.train.num_steps = 20
-        config.train.log_every = 5
-        config.train.eval_every = config.train.checkpoint_every = 10
-        config.prior.features = 8
-        config.prior.layers = 2
-        config.prior.batch_size = 8
-        config.prior.num_steps = 10
-        config.prior.log_every = config.prior.eval_every = 5
-        config.prior.optimizer.warmup_steps = 2
-        config.eval.validation_images = config.eval.test_images = 64
-        config.eval.fit_images = config.eval.final_fit_images = 64
-        config.eval.samples = 4
-        config.eval.subset_images = 16
+    return _CHANGES[variant](config)
+
+
+def _small(config):
+    config.data.flip = True
+    config.data.batch_size = 8
+    config.model.likelihood = "logistic_mixture"
+    config.model.embedding_dim = 4
+    config.model.commitment_cost = 1.0
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
+    config.train.num_steps = 2000
+    config.train.log_every = 20
+    config.train.eval_every = config.train.checkpoint_every = 500
+    config.prior.features = 64
+    config.prior.layers = 6
+    config.prior.batch_size = 8
+    config.prior.num_steps = 2000
+    config.prior.log_every = 20
+    config.prior.eval_every = 250
+    config.prior.optimizer.learning_rate = 1e-3
+    config.prior.optimizer.warmup_steps = 100
+    config.eval.validation_images = 64
+    config.eval.fit_images = 256
     return config
+
+
+def _smoke(config):
+    config.data.name = "photos"
+    config.data.image_size = 32
+    config.data.min_side = 1
+    config.data.batch_size = 16
+    config.model.hidden = config.model.residual_units = 16
+    config.model.pixel_mean, config.model.pixel_std = (0.45,), (0.25,)  # for any number of channels
+    config.train.num_steps = 20
+    config.train.log_every = 5
+    config.train.eval_every = config.train.checkpoint_every = 10
+    config.prior.features = 8
+    config.prior.layers = 2
+    config.prior.batch_size = 8
+    config.prior.num_steps = 10
+    config.prior.log_every = config.prior.eval_every = 5
+    config.prior.optimizer.warmup_steps = 2
+    config.eval.validation_images = config.eval.test_images = 64
+    config.eval.fit_images = config.eval.final_fit_images = 64
+    config.eval.samples = 4
+    config.eval.subset_images = 16
+    return config
+
+
+_CHANGES = {"": lambda config: config, "small": _small, "smoke": _smoke}

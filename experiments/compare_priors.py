@@ -3,8 +3,9 @@
     python -m experiments.compare_priors --run=runs/cifar10-small --data_dir=DIR --out=experiments/results/prior/NAME \
         [--priors pixelcnn conditional transformer] [--set prior.num_steps=5000 ...]
 
-Every prior gets a folder of its own beside RUN with a copy of the image model; whatever is finished is not done again,
-and what was stopped goes on. Writes `table.md`, `table.json`, curves of training and validation images, and samples.
+Every prior but the run's own gets a folder beside RUN with a copy of the image model and its codes; what is finished is
+not done again, what was stopped goes on. Writes `table.md`, `table.json`, curves of training and validation images, and
+samples.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from vqvae_jax.api import Run, load_model
 from vqvae_jax.errors import InputError
 from vqvae_jax.evaluate import evaluate
 from vqvae_jax.metric_writer import read_record, write_json
+from vqvae_jax.stages import CODES
 from vqvae_jax.train import train
 
 matplotlib.use("Agg")
@@ -39,16 +41,20 @@ SAMPLES = 10  # a row, and rows where there are no classes
 
 
 def train_prior(arguments, name: str) -> tuple[Run, Path]:
-    """Train one prior in a folder beside the run, or go on with it."""
-    workdir = arguments.run.with_name(f"{arguments.run.name}_{name}")
+    """Train one prior in a folder beside the run, or in the run's if it is its own, or go on with it."""
+    config = load_model(arguments.run).meta["config"]
+    config["data"]["data_dir"] = arguments.data_dir
+    prior = config["prior"] | PRIORS[name] | arguments.set
+    workdir = arguments.run
+    if prior != config["prior"]:
+        config["prior"], workdir = prior, arguments.run.with_name(f"{arguments.run.name}_{name}")
     if not workdir.exists():
         copied = workdir.with_name(f".{workdir.name}.tmp")
         shutil.rmtree(copied, ignore_errors=True)
         shutil.copytree(checkpoint.folder(arguments.run), checkpoint.folder(copied))
+        if (arguments.run / CODES).is_file():
+            shutil.copy(arguments.run / CODES, copied)
         copied.rename(workdir)
-    config = load_model(arguments.run).meta["config"]
-    config["data"]["data_dir"] = arguments.data_dir
-    config["prior"] |= PRIORS[name] | arguments.set
     return train(config, workdir), workdir
 
 

@@ -23,6 +23,7 @@ from vqvae_jax.train_step import TrainState
 
 GRID_IMAGES = 8
 CODED_AT_ONCE = 1024  # images
+CODES = "codes.npz"
 VALIDATED = ("bits_per_dim", "rate", "distortion", "psnr", "ssim", "perplexity", "codebook_usage")
 
 
@@ -170,7 +171,7 @@ def cached_codes(run: Run, source: Source, workdir: Path, flip: bool) -> ArraySo
     """
     if source.crop_name != "none":
         raise InputError("codes of random crops differ every time, so they can't be kept: set prior.codes=fresh")
-    path = workdir / "codes.npz"
+    path = workdir / CODES
     about = f"{run.fingerprint()} {source.fingerprint()} {flip}"
     if path.is_file():
         try:
