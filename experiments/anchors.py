@@ -73,6 +73,22 @@ def file_bits(test: np.ndarray, kind: str, **options) -> float:
     return 8 * size / test.size
 
 
+def source_bits(images: np.ndarray, folder: Path) -> float:
+    """The files from which images [N,H,W,C] were decoded, found by their pixels.
+
+    Raises:
+        InputError: of an image there is none.
+    """
+    mode, sizes = MODES[images.shape[-1]], {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            sizes[transforms.to_array(transforms.decode(path.read_bytes(), mode)).tobytes()] = path.stat().st_size
+    missing = sum(image.tobytes() not in sizes for image in images)
+    if missing:
+        raise InputError(f"{missing} of the {len(images)} images are in none of the {len(sizes)} files of {folder}")
+    return 8 * sum(sizes[image.tobytes()] for image in images) / images.size
+
+
 def anchors(train: ArraySource, validation: ArraySource, test: ArraySource, files: Path | None) -> dict[str, float]:
     """Measure all that are installed; training images are those that models may see, validation included."""
     known = np.concatenate([train.images, validation.images])
@@ -87,12 +103,7 @@ def anchors(train: ArraySource, validation: ArraySource, test: ArraySource, file
     if ".jxl" in Image.registered_extensions():
         found["JPEG XL, lossless"] = file_bits(test.images, "JXL", lossless=True, effort=9)
     if files:
-        paths = sorted(path for path in files.rglob("*") if path.is_file())
-        mode = MODES[test.image_shape[2]]
-        decoded = [transforms.to_array(transforms.decode(path.read_bytes(), mode)).tobytes() for path in paths]
-        if sorted(decoded) != sorted(image.tobytes() for image in test.images):
-            raise InputError(f"the {len(paths)} files in {files} don't decode to the images of the test split")
-        found["the source files themselves"] = 8 * sum(path.stat().st_size for path in paths) / test.images.size
+        found["the source files themselves"] = source_bits(test.images, files)
     return found
 
 

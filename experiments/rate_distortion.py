@@ -1,12 +1,12 @@
 """Files of trained runs against PNG, WebP, JPEG XL and JPEG, on the same test images: lossless, and at matched rates.
 
-    python -m experiments.rate_distortion --runs RUN [RUN ...] --data_dir=DIR --images=1000 --out=DIR
+    python -m experiments.rate_distortion --runs NAME=RUN [...] --data_dir=DIR --images=1000 --out=DIR [--sources=DIR]
 
-The runs are of one data set. Lossless: all images in one `.vqz`, decoded again and compared, against what evaluation
-reports for them, and against a file an image of the other codecs. Lossy: codes alone, at log2 K bits a code and coded
-under the run's prior, against JPEG and WebP of many qualities. The headers of their files weigh much on small images,
-so JPEG stands there a second time without what comes before its scan, and a `.vqz` is counted by its stream.
-Writes `table.md`, `result.json`, `curves.svg`, `curves.png` and `pictures.png`.
+The runs are of one data set; NAME is what tables call one. Lossless: all images in one `.vqz`, decoded again and
+compared, against what evaluation reports for them, and against a file an image of the other codecs. Lossy: codes alone,
+at log2 K bits a code and coded under the run's prior, against JPEG and WebP of many qualities. The headers of their
+files weigh much on small images, so JPEG stands there a second time without what comes before its scan, and a `.vqz` is
+counted by its stream. Writes `table.md`, `result.json`, `curves.svg`, `curves.png` and `pictures.png`.
 """
 
 import argparse
@@ -20,13 +20,13 @@ import matplotlib
 import numpy as np
 from PIL import Image, features
 
-from experiments.anchors import file_bits
+from experiments.anchors import file_bits, source_bits
 from experiments.provenance import provenance
 from vqvae_jax import api, builders, compress, metrics, plots
 from vqvae_jax.api import Run
 from vqvae_jax.data.images import Source
 from vqvae_jax.errors import InputError
-from vqvae_jax.metric_writer import write_json
+from vqvae_jax.metric_writer import most_memory, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -34,10 +34,10 @@ from matplotlib import pyplot as plt
 QUALITIES = (1, 2, 3, 5, 8, 12, 18, 25, 35, 50, 65, 80, 90, 95)
 START_OF_SCAN = b"\xff\xda"
 SHOWN = 8  # images, the first ones of the split
-LOSSLESS = {  # Pillow's options
-    "PNG": {"optimize": True},
-    "WEBP": {"lossless": True, "quality": 100, "method": 6},
-    "JXL": {"lossless": True, "effort": 9},
+LOSSLESS = {  # Pillow's names and options
+    "PNG": ("PNG", {"optimize": True}),
+    "WebP, lossless": ("WEBP", {"lossless": True, "quality": 100, "method": 6}),
+    "JPEG XL, lossless": ("JXL", {"lossless": True, "effort": 9}),
 }
 
 
@@ -53,30 +53,32 @@ def timed(function: Callable):
     return function(), time.perf_counter() - begin
 
 
-def searched(run: Run) -> dict:
-    """Give the option for a prior that can't do without a class: the best one of each image, paid for."""
-    learned = run.learned
-    return {"search_label": bool(learned and learned.prior.num_classes and not learned.prior.label_dropout)}
+def needs_class(run: Run) -> bool:
+    """Tell whether the prior can't do without a class: then the best one of each image is searched, and paid for."""
+    return bool(run.learned and run.learned.prior.num_classes and not run.learned.prior.label_dropout)
 
 
 def nats_of_codes(run: Run, images: np.ndarray) -> np.ndarray:
     """Give what the codec needs for the codes of every image: under the headline prior, or given the best class."""
-    if not searched(run)["search_label"] or run.learned is None:
-        return run.measure(images)[f"rate/{run.prior}"]
-    return -run.learned.log_prob_of_classes(run.encode(images)).max(axis=1)
+    if needs_class(run):
+        return -run.trained_prior().log_prob_of_classes(run.encode(images)).max(axis=1)
+    return run.measure(images)[f"rate/{run.prior}"]
 
 
 def lossless(run: Run, images: np.ndarray) -> dict:
     """Compress and decompress all images, check every pixel, and count against what evaluation reports."""
-    options = searched(run)
+    options, times = {"search_label": needs_class(run)}, {}
     with tempfile.TemporaryDirectory() as folder:
         source, back, first = (Path(folder) / name for name in ("in", "out", "first"))
         source.mkdir()
         save_all(images, source)
         one = compress.compress(run, [str(source / "00000.png")], **options)[0]  # compiles
         compress.decompress(run, one, first)
-        (data, sizes), seconds = timed(lambda: compress.compress(run, [str(source)], **options))
-        number, seconds_back = timed(lambda: compress.decompress(run, data, back))
+        if options["search_label"]:
+            compress.compress(run, [str(source / "00000.png")], label=0)
+            _, times["compress_with_one_label"] = timed(lambda: compress.compress(run, [str(source)], label=0))
+        (data, sizes), times["compress"] = timed(lambda: compress.compress(run, [str(source)], **options))
+        number, times["decompress"] = timed(lambda: compress.decompress(run, data, back))
         for path in source.iterdir():
             if not np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(back / path.name))):
                 raise RuntimeError(f"{path.name} came back changed")
@@ -84,7 +86,7 @@ def lossless(run: Run, images: np.ndarray) -> dict:
     reported = float(np.sum(nats, dtype=np.float64)) / np.log(2) / 8
     return {
         "images_decoded_exactly": number,
-        "label_searched": options["search_label"],
+        **options,
         "file_bytes": sizes.total,
         "stream_bytes": sizes.stream,
         "name_bytes": sizes.names,
@@ -93,9 +95,17 @@ def lossless(run: Run, images: np.ndarray) -> dict:
         "stream_over_reported": sizes.stream / reported,
         "bits_per_dim": 8 * sizes.total / images.size,
         "reported_bits_per_dim": 8 * reported / images.size,
-        "seconds_to_compress": seconds,
-        "seconds_to_decompress": seconds_back,
+        "seconds": times,
     }
+
+
+def other_lossless(images: np.ndarray, sources: Path | None) -> dict[str, float]:
+    """Give bits/dim of the other codecs that are installed, and of the files from which the images were decoded."""
+    installed = Image.registered_extensions().values()
+    found = {
+        name: file_bits(images, kind, **options) for name, (kind, options) in LOSSLESS.items() if kind in installed
+    }
+    return found | ({"the source files themselves": source_bits(images, sources)} if sources else {})
 
 
 def quality(images: np.ndarray, others: np.ndarray) -> dict:
@@ -108,7 +118,7 @@ def lossy(run: Run, images: np.ndarray) -> dict:
     """Give bits per pixel of a run's codes, and how good the reconstructions are."""
     with tempfile.TemporaryDirectory() as folder:
         save_all(images, Path(folder))
-        _, sizes = compress.compress(run, [folder], lossy=True, **searched(run))
+        _, sizes = compress.compress(run, [folder], lossy=True, search_label=needs_class(run))
     pixels = np.prod(images.shape[:3])
     uniform = np.prod(run.field) * np.log2(run.model.codebook_size) * len(images) / pixels
     found = {"bits_per_pixel_uniform": float(uniform), "bits_per_pixel": float(8 * sizes.stream / pixels)}
@@ -145,13 +155,17 @@ def decode(file: bytes, channels: int) -> np.ndarray:
 
 def write_table(result: dict, out: Path) -> str:
     """Write lossless and lossy figures as Markdown."""
-    lines = ["| lossless, all in one file | bits/dim of the file | reported | stream / reported | header, bytes |"]
-    lines.append("|---|---:|---:|---:|---:|")
+    lines = ["| lossless, all in one file | bits/dim of the file | reported | stream − reported, bytes | of reported |"]
+    lines[0] += " names, bytes | header, bytes | s to compress | s back |"
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, row in result["lossless"].items():
-        bits = [row["bits_per_dim"], row["reported_bits_per_dim"]]
-        ratio = f"{row['stream_over_reported']:.5f}"
-        lines.append(f"| {name} | {bits[0]:.4f} | {bits[1]:.4f} | {ratio} | {row['header_bytes']:,} |")
-    lines += [f"| {name}, a file each | {bits:.4f} | | | |" for name, bits in result["other_lossless"].items()]
+        more = row["stream_bytes"] - row["reported_bytes"]
+        cells = [f"{row['bits_per_dim']:.4f}", f"{row['reported_bits_per_dim']:.4f}"]
+        cells += [f"{more:+,.0f}", f"{more / row['reported_bytes']:+.3%}"]
+        cells += [f"{row['name_bytes']:,}", f"{row['header_bytes']:,}"]
+        cells += [f"{row['seconds'][key]:.0f}" for key in ("compress", "decompress")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [f"| {name}, a file each | {bits:.4f} | | | | | | | |" for name, bits in result["other_lossless"].items()]
     lines += ["", "| lossy, codes alone | bits/pixel, uniform | bits/pixel, prior | PSNR, dB | SSIM |"]
     lines.append("|---|---:|---:|---:|---:|")
     for name, row in result["lossy"].items():
@@ -215,6 +229,11 @@ def draw_pictures(runs: dict[str, Run], images: np.ndarray, result: dict, out: P
     plots.save_grid(out / "pictures.png", rows)
 
 
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.rpartition("=")
+    return (name, Path(path)) if equals else (Path(path).name, Path(path))
+
+
 def first_images(source: Source, number: int) -> np.ndarray:
     """Give the first images of a split."""
     batch = source.take(np.arange(min(number, len(source))))
@@ -224,14 +243,15 @@ def first_images(source: Source, number: int) -> np.ndarray:
 def main():
     """Measure and write."""
     parser = argparse.ArgumentParser(description="Rate and distortion of runs and of other codecs.")
-    parser.add_argument("--runs", type=Path, nargs="+", required=True)
+    parser.add_argument("--runs", type=_named, nargs="+", required=True, metavar="NAME=RUN")
+    parser.add_argument("--sources", type=Path, help="the files from which the test images were decoded")
     parser.add_argument("--data_dir")
     parser.add_argument("--title", help="what to call the data")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     try:
-        runs = {path.name: api.load(path, arguments.data_dir) for path in arguments.runs}
+        runs = {name: api.load(path, arguments.data_dir) for name, path in arguments.runs}
         source = builders.build_source(next(iter(runs.values())).meta["config"]["data"], "test")
         if any(tuple(run.meta["image_shape"]) != source.image_shape for run in runs.values()):
             raise InputError("the runs are of images of different sizes: compare those of one data set")
@@ -242,13 +262,10 @@ def main():
             "num_images": len(images),
             "image_shape": list(source.image_shape),
             "lossless": {name: lossless(run, images) for name, run in runs.items()},
-            "other_lossless": {
-                kind: file_bits(images, kind, **options)
-                for kind, options in LOSSLESS.items()
-                if kind in Image.registered_extensions().values()
-            },
+            "other_lossless": other_lossless(images, arguments.sources),
             "lossy": {name: lossy(run, images) for name, run in runs.items()},
             "other_lossy": {kind: other_codec(images, kind) for kind in FORMATS},
+            **most_memory(),
             **provenance(),
         }
     except InputError as error:

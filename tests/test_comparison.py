@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments import anchors, collect, compare_families
+from experiments import anchors, collect, compare_families, compare_priors, rate_distortion
+from vqvae_jax import api, builders, train
+from vqvae_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,3 +123,90 @@ def test_the_comparison_runs_goes_on_and_does_nothing_twice(tmp_path, photo_dir)
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "is of --minutes=0.002" in done.stderr
+
+
+def test_source_files_are_found_by_their_pixels(arrays, tmp_path):
+    _, test = arrays
+    for n, image in enumerate(test[:5]):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{9 - n}.png")
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    np.testing.assert_allclose(anchors.source_bits(test[:5], tmp_path), 8 * size / test[:5].size)
+    with pytest.raises(InputError, match="1 of the 6 images are in none of the 5 files"):
+        anchors.source_bits(test[:6], tmp_path)
+
+
+def test_jpeg_is_counted_with_its_header_and_without(arrays):
+    images = np.repeat(arrays[1], 3, axis=-1)
+    row = rate_distortion.other_codec(images, "JPEG")[-1]
+    sizes, scans, errors = [], [], []
+    for image in images:
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, "JPEG", quality=int(row["setting"]), optimize=True)
+        sizes.append(len(out.getvalue()))
+        scans.append(len(out.getvalue()) - out.getvalue().find(bytes([0xFF, 0xDA])))
+        errors.append(np.mean((np.asarray(Image.open(out), float) - image) ** 2))
+    pixels = images.size / 3
+    np.testing.assert_allclose(row["bits_per_pixel"], 8 * sum(sizes) / pixels)
+    np.testing.assert_allclose(row["bits_per_pixel_of_scans"], 8 * sum(scans) / pixels)
+    np.testing.assert_allclose(row["psnr"], np.mean(10 * np.log10(255**2 / np.array(errors))), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(photo_dir, tmp_path_factory):
+    """A folder with a tiny run of both stages."""
+    from configs import quickstart
+
+    config = quickstart.get_config("smoke").to_dict()
+    config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+    config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
+    config["train"] |= {"num_steps": 3, "log_every": 1, "eval_every": 3, "checkpoint_every": 3}
+    config["prior"] |= {"batch_size": 4, "num_steps": 4, "log_every": 1, "eval_every": 2, "features": 4}
+    config["eval"] |= {"final_fit_images": 64}
+    config["logging"]["tensorboard"] = False
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train.train(config, folder)
+    return folder
+
+
+def called(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+@pytest.mark.slow
+def test_priors_are_compared_on_the_same_images_and_the_runs_own_is_not_trained_again(
+    tiny_run, photo_dir, tmp_path, monkeypatch
+):
+    own = (tiny_run / "prior" / "metrics.jsonl").read_text()
+    options = [f"--run={tiny_run}", f"--data_dir={photo_dir}", f"--out={tmp_path}", "--images=16"]
+    called(compare_priors, monkeypatch, *options, "--priors", "pixelcnn", "conditional")
+    assert (tiny_run / "prior" / "metrics.jsonl").read_text() == own
+    found = json.loads((tmp_path / "table.json").read_text())["priors"]
+    run = api.load(tiny_run, photo_dir)
+    images = rate_distortion.first_images(builders.build_source(run.meta["config"]["data"], "test"), 16)
+    np.testing.assert_allclose(found["pixelcnn"]["bits_per_dim"], run.bits_per_dim(images).mean(), rtol=1e-6)
+    conditional = found["conditional"]
+    assert conditional["counted"]["unigram"] == found["pixelcnn"]["counted"]["unigram"]
+    # One class of the five may be given in place of the sum over them, at most log2(5) bits an image more.
+    assert conditional["rate"] <= conditional["given_label"]["rate"] + math.log2(5) / images[0].size + 0.01
+    table = (tmp_path / "table.md").read_text()
+    assert f"{found['pixelcnn']['rate']:.4f}" in table
+    assert "given the class (no bound of p(x))" in table
+    assert Image.open(tmp_path / "samples_conditional.png").size[0] > 100
+
+
+@pytest.mark.slow
+def test_rate_and_distortion_of_a_run_are_those_of_its_files(tiny_run, photo_dir, tmp_path, monkeypatch):
+    images = [f"--images={8}", f"--data_dir={photo_dir}", f"--out={tmp_path}"]
+    called(rate_distortion, monkeypatch, "--runs", f"tiny={tiny_run}", *images)
+    result = json.loads((tmp_path / "result.json").read_text())
+    lossless, lossy = result["lossless"]["tiny"], result["lossy"]["tiny"]
+    run = api.load(tiny_run, photo_dir)
+    test = rate_distortion.first_images(builders.build_source(run.meta["config"]["data"], "test"), 8)
+    assert lossless["images_decoded_exactly"] == result["num_images"] == 8
+    np.testing.assert_allclose(lossless["reported_bits_per_dim"], run.bits_per_dim(test).mean(), rtol=1e-5)
+    assert abs(lossless["stream_bytes"] - lossless["reported_bytes"]) < 0.005 * lossless["reported_bytes"] + 64
+    np.testing.assert_allclose(lossy["bits_per_pixel_uniform"], 64 * 2 * math.log2(5) / 1024)
+    rate = run.measure(test)["rate/pixelcnn"].sum() / math.log(2)
+    assert abs(lossy["bits_per_pixel"] * 8 * 1024 - rate) < 0.005 * rate + 8 * 64
+    assert {path.name for path in tmp_path.iterdir()} >= {"table.md", "curves.svg", "curves.png", "pictures.png"}

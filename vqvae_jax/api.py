@@ -305,10 +305,7 @@ class Run:
         return images
 
     def _batch_size(self, num_images: int) -> int:
-        """The config's batch, or for few images the next power of two, a multiple of the devices either way."""
-        devices = jax.device_count()
-        wanted = min(self.meta["config"]["eval"]["batch_size"], 1 << max(0, num_images - 1).bit_length())
-        return -(-wanted // devices) * devices
+        return sharding.batch_for(num_images, self.meta["config"]["eval"]["batch_size"])
 
     def _map(self, function: Callable, *arrays: np.ndarray):
         """Apply a batch function of variables and rows to any number of rows of some arrays."""

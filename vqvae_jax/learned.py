@@ -23,6 +23,11 @@ def _log_prob(prior, given, variables, log_frequencies, codes, label):
     return prior.marginal_log_prob(variables, codes, log_frequencies)
 
 
+@partial(jax.jit, static_argnums=0)
+def _log_prob_of_classes(prior, variables, codes):
+    return prior.log_prob_of_classes(variables, codes)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _sample(prior, options, variables, keep, batch):
     codes, label, uniforms = batch
@@ -48,8 +53,8 @@ class Learned:
 
     def log_prob_of_classes(self, codes: Codes) -> np.ndarray:
         """Give log p(codes | label) in nats under every class, float32 [N,classes]."""
-        classes = range(self.prior.num_classes)
-        return np.stack([self.log_prob(codes, np.full(len(codes), label)) for label in classes], axis=1)
+        function = partial(_log_prob_of_classes, self.prior, self.variables)
+        return sharding.map_rows(function, sharding.batch_for(len(codes), self.batch_size), np.asarray(codes))
 
     def sample(
         self,

@@ -148,10 +148,10 @@ class Clock:
     def times(self, speed: float) -> dict[str, float | int]:
         """Give what is recorded of times and memory."""
         times = {"images_per_second": round(speed, 1)} if speed else {}
-        return times | _most_memory() | {"unix_time": round(time.time(), 3)}
+        return times | most_memory() | {"unix_time": round(time.time(), 3)}
 
 
-def _most_memory() -> dict[str, int]:
+def most_memory() -> dict[str, int]:
     """Give the most memory that this program took so far, where the system tells it."""
     path = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s*(\d+) kB", path.read_text()) if path.is_file() else None

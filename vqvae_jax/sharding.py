@@ -47,6 +47,12 @@ def put_batch(batch, mesh: Mesh):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), np.asarray(x)), batch)
 
 
+def batch_for(num_rows: int, most: int) -> int:
+    """Give `most`, or for few rows the next power of two, a multiple of the devices either way."""
+    devices = jax.device_count()
+    return -(-min(most, 1 << max(0, num_rows - 1).bit_length()) // devices) * devices
+
+
 def map_rows(function: Callable, batch_size: int, *arrays: np.ndarray, progress: str | None = None):
     """Apply a function of a batch to any number of rows of some arrays, in batches of one size that devices divide.
 

@@ -59,15 +59,18 @@ class Autoregressive:
         """Give log p(codes | label) in nats, all positions at once."""
         return jnp.sum(_log_prob_of_codes(self.logits(variables, codes, label), codes), axis=(1, 2, 3))
 
+    def log_prob_of_classes(self, variables, codes: Codes) -> Float[Array, "b classes"]:
+        """Give log p(codes | label) in nats under every class."""
+        labels = jnp.arange(self.num_classes)
+        found = jax.lax.map(lambda label: self.log_prob(variables, codes, jnp.full(len(codes), label)), labels)
+        return found.T
+
     def marginal_log_prob(self, variables, codes: Codes, log_frequencies: Float[Array, "classes"]) -> Float[Array, "b"]:
         """Give log p(codes) in nats: of no label where training left some out, else log sum_y p(y) p(codes | y)."""
         if not self.num_classes or self.label_dropout:
             return self.log_prob(variables, codes)
-
-        def joint(y):
-            return log_frequencies[y] + self.log_prob(variables, codes, jnp.full(len(codes), y))
-
-        return jax.nn.logsumexp(jax.lax.map(joint, jnp.arange(self.num_classes)), axis=0)
+        joint = self.log_prob_of_classes(variables, codes) + log_frequencies[None]
+        return jax.nn.logsumexp(joint, axis=1)
 
     def start(self, variables, batch_size: int, label: Labels = None):
         """The cache before the first row."""
