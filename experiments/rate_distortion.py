@@ -31,7 +31,13 @@ from vqvae_jax.metric_writer import most_memory, write_json
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-QUALITIES = (1, 2, 3, 5, 8, 12, 18, 25, 35, 50, 65, 80, 90, 95)
+FORMATS = ("JPEG", "WEBP") if features.check("webp") else ("JPEG",)
+COMPARED = {  # lossy files of which codec, and which of their bits
+    "JPEG without its header": ("JPEG", "bits_per_pixel_of_scans"),
+    "JPEG": ("JPEG", "bits_per_pixel"),
+    "WebP": ("WEBP", "bits_per_pixel"),
+}
+QUALITIES = (*range(1, 13), 15, 18, 22, 26, 30, 35, 42, 50, 58, 65, 72, 80, 86, 90, 95)
 START_OF_SCAN = b"\xff\xda"
 SHOWN = 8  # images, the first ones of the split
 LOSSLESS = {  # Pillow's names and options
@@ -172,26 +178,30 @@ def write_table(result: dict, out: Path) -> str:
         bits = f"{row['bits_per_pixel_uniform']:.3f} | {row['bits_per_pixel']:.3f}"
         lines.append(f"| {name} ({row['prior']}) | {bits} | {row['psnr']:.2f} | {row['ssim']:.3f} |")
     lines += ["", "| at the rate of its codes | setting | bits/pixel | PSNR, dB | SSIM |", "|---|---:|---:|---:|---:|"]
-    for name, row in result["lossy"].items():
-        for kind, (found, key) in matched(result, row["bits_per_pixel"]).items():
-            cells = f"{found['setting']:.0f} | {found[key]:.3f} | {found['psnr']:.2f} | {found['ssim']:.3f}"
+    for name, kinds in result["matched"].items():
+        for kind, found in kinds.items():
+            cells = (
+                f"{found['setting']:.0f} | {found['bits_per_pixel']:.3f} | {found['psnr']:.2f} | {found['ssim']:.3f}"
+            )
             lines.append(f"| {kind}, beside {name} | {cells} |")
     text = "\n".join(lines) + "\n"
     (out / "table.md").write_text(text)
     return text
 
 
-def matched(result: dict, rate: float) -> dict[str, tuple[dict, str]]:
-    """Give of every other codec the setting whose rate is nearest, and the key of the rate that is compared."""
-    kinds = {"JPEG without its header": ("JPEG", "bits_per_pixel_of_scans"), "JPEG": ("JPEG", "bits_per_pixel")}
-    kinds["WebP"] = ("WEBP", "bits_per_pixel")
-    known = {title: (result["other_lossy"][kind], key) for title, (kind, key) in kinds.items() if kind in FORMATS}
-    return {
-        title: (min(rows, key=lambda row: abs(np.log(row[key] / rate))), key) for title, (rows, key) in known.items()
-    }
-
-
-FORMATS = ("JPEG", "WEBP") if features.check("webp") else ("JPEG",)
+def matched(others: dict[str, list[dict]], rate: float) -> dict[str, dict]:
+    """Give of every other codec the setting whose bits per pixel are nearest, with those that are compared."""
+    found = {}
+    for title, (kind, key) in COMPARED.items():
+        if kind in others:
+            row = min(others[kind], key=lambda row: abs(np.log(row[key] / rate)))
+            found[title] = {
+                "setting": row["setting"],
+                "bits_per_pixel": row[key],
+                "psnr": row["psnr"],
+                "ssim": row["ssim"],
+            }
+    return found
 
 
 def draw_curves(result: dict, out: Path) -> None:
@@ -223,8 +233,8 @@ def draw_pictures(runs: dict[str, Run], images: np.ndarray, result: dict, out: P
     shown = images[:SHOWN]
     rows = [shown]
     for name, run in runs.items():
-        found, _ = matched(result, result["lossy"][name]["bits_per_pixel"])["JPEG without its header"]
-        files = [encode(image, "JPEG", int(found["setting"])) for image in shown]
+        setting = int(result["matched"][name]["JPEG without its header"]["setting"])
+        files = [encode(image, "JPEG", setting) for image in shown]
         rows += [run.reconstruct(shown), np.stack([decode(file, shown.shape[-1]) for file in files])]
     plots.save_grid(out / "pictures.png", rows)
 
@@ -270,6 +280,8 @@ def main():
         }
     except InputError as error:
         parser.error(str(error))
+    rates = {name: row["bits_per_pixel"] for name, row in result["lossy"].items()}
+    result["matched"] = {name: matched(result["other_lossy"], rate) for name, rate in rates.items()}
     write_json(arguments.out / "result.json", result)
     draw_curves(result, arguments.out)
     draw_pictures(runs, images, result, arguments.out)
