@@ -99,6 +99,7 @@ def lossless(run: Run, images: np.ndarray) -> dict:
         "header_bytes": sizes.total - sizes.stream - sizes.names,
         "reported_bytes": reported,
         "stream_over_reported": sizes.stream / reported,
+        "stream_bits_per_dim": 8 * sizes.stream / images.size,
         "bits_per_dim": 8 * sizes.total / images.size,
         "reported_bits_per_dim": 8 * reported / images.size,
         "seconds": times,
