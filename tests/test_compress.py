@@ -1,5 +1,6 @@
 """Folders to files and back: every pixel, as many bytes as evaluation reports, and no harm from any file."""
 
+import math
 import os
 import random
 import shutil
@@ -107,6 +108,11 @@ def test_the_stream_is_as_long_as_evaluation_says(config, tmp_path, prior):
     reported = float(np.sum(run.bits_per_dim(images), dtype=np.float64)) * images[0].size / 8
     assert abs(sizes.stream - reported) < 0.005 * reported + 64
     assert sizes.total - sizes.names < 1.005 * reported + 64 + 6 * len(images)
+    # The codes alone, which in the whole stream weigh little.
+    _, sizes = compress.compress(run, [str(tmp_path)], lossy=True)
+    rate = float(np.sum(run.measure(images)[f"rate/{run.prior}"], dtype=np.float64)) / math.log(2) / 8
+    assert abs(sizes.stream - rate) < 0.005 * rate + 8
+    assert abs(rate / (len(images) * np.prod(run.field) * math.log2(5) / 8) - 1) > 0.05  # not the uniform prior's
 
 
 def test_a_lossy_file_has_the_codes_alone_and_gives_reconstructions(config, tmp_path):
