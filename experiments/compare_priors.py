@@ -1,7 +1,7 @@
 """Train several priors over the codes of one finished image model, and measure what each makes of the same test images.
 
     python -m experiments.compare_priors --run=runs/cifar10-small --data_dir=DIR --out=experiments/results/prior/NAME \
-        [--priors pixelcnn conditional transformer] [--set prior.num_steps=5000 ...]
+        [--priors pixelcnn conditional transformer] [--set num_steps=5000 transformer.num_steps=2000 ...]
 
 Every prior but the run's own gets a folder beside RUN with a copy of the image model and its codes; what is finished is
 not done again, what was stopped goes on. Writes `table.md`, `table.json`, curves of training and validation images, and
@@ -19,6 +19,7 @@ import jax
 import matplotlib
 import numpy as np
 
+from experiments.collect import training_minutes
 from experiments.provenance import provenance
 from vqvae_jax import builders, checkpoint, plots
 from vqvae_jax.api import Run, load_model
@@ -44,7 +45,8 @@ def train_prior(arguments, name: str) -> tuple[Run, Path]:
     """Train one prior in a folder beside the run, or in the run's if it is its own, or go on with it."""
     config = load_model(arguments.run).meta["config"]
     config["data"]["data_dir"] = arguments.data_dir
-    prior = config["prior"] | PRIORS[name] | arguments.set
+    own = {key.removeprefix(f"{name}."): value for key, value in arguments.set.items() if key.startswith(f"{name}.")}
+    prior = config["prior"] | PRIORS[name] | {k: v for k, v in arguments.set.items() if "." not in k} | own
     workdir = arguments.run
     if prior != config["prior"]:
         config["prior"], workdir = prior, arguments.run.with_name(f"{arguments.run.name}_{name}")
@@ -61,7 +63,9 @@ def train_prior(arguments, name: str) -> tuple[Run, Path]:
 def row_of(run: Run, workdir: Path, source, num_images: int) -> dict:
     """Measure the test split under a prior."""
     result = evaluate(run, source, num_images)
-    record = [line for line in read_record(workdir / "prior") if "eval/bits_per_code" in line]
+    record = read_record(workdir / "prior")
+    minutes = training_minutes(record, run.meta["config"]["prior"]["batch_size"])[-1][1]
+    record = [line for line in record if "eval/bits_per_code" in line]
     best = min(record, key=lambda line: line["eval/bits_per_code"])
     codes = int(np.prod(run.field))
     return {
@@ -74,6 +78,7 @@ def row_of(run: Run, workdir: Path, source, num_images: int) -> dict:
         "counted": {name: result["priors"][name] for name in COUNTED},
         "parameters": sum(x.size for x in jax.tree.leaves(run.learned.variables["params"])) if run.learned else 0,
         "steps": record[-1]["step"],
+        "training_minutes": minutes,
         "best_step": best["step"],
         "validation_bits_per_code": best["eval/bits_per_code"],
         "training_bits_per_code": best["eval_train/bits_per_code"],
@@ -86,22 +91,24 @@ def write_table(rows: dict[str, dict], field: tuple[int, int, int], shape: tuple
     first = next(iter(rows.values()))
     per_code = np.prod(shape) / np.prod(field)
     lines = [
-        "| p(z) | parameters | bits per code | rate | **bits/dim** | less than unigram |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| p(z) | parameters | steps | minutes | bits per code | rate | **bits/dim** | less than unigram |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     unigram = first["counted"]["unigram"]["rate"]
 
-    def line(name, parameters, rate, bits):
+    def line(name, about, rate, bits):
         less = f"{100 * (1 - rate / unigram):.1f} %"
-        return f"| {name} | {parameters} | {rate * per_code:.3f} | {rate:.4f} | {bits:.4f} | {less} |"
+        return f"| {name} | {about} | {rate * per_code:.3f} | {rate:.4f} | {bits:.4f} | {less} |"
 
     for name, values in first["counted"].items():
-        lines.append(line(name, "–", values["rate"], values["bits_per_dim"]))
+        lines.append(line(name, "– | – | –", values["rate"], values["bits_per_dim"]))
     for name, row in rows.items():
-        lines.append(line(name, f"{row['parameters']:,}", row["rate"], row["bits_per_dim"]))
+        about = f"{row['parameters']:,} | {row['steps']:,} | {row['training_minutes']:.1f}"
+        lines.append(line(name, about, row["rate"], row["bits_per_dim"]))
         if row["given_label"]:
             given = row["given_label"]
-            lines.append(line(f"{name}, given the class (no bound of p(x))", "", given["rate"], given["bits_per_dim"]))
+            name = f"{name}, given the class (no bound of p(x))"
+            lines.append(line(name, " | | ", given["rate"], given["bits_per_dim"]))
     (out / "table.md").write_text("\n".join(lines) + "\n")
 
 
@@ -156,9 +163,11 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--priors", nargs="+", default=list(PRIORS), choices=PRIORS)
     parser.add_argument("--images", type=int, default=0, help="of the test split; 0: all")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the section `prior`")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the section `prior`; PRIOR.KEY=VALUE: of one"
+    )
     arguments = parser.parse_args()
-    arguments.set = dict(setting.removeprefix("prior.").partition("=")[::2] for setting in arguments.set)
+    arguments.set = dict(setting.partition("=")[::2] for setting in arguments.set)
     for key, value in arguments.set.items():
         with contextlib.suppress(ValueError, SyntaxError):  # a word
             arguments.set[key] = ast.literal_eval(value)
