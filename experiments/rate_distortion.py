@@ -30,6 +30,7 @@ from vqvae_jax.metric_writer import most_memory, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 FORMATS = ("JPEG", "WEBP") if features.check("webp") else ("JPEG",)
 COMPARED = {  # lossy files of which codec, and which of their bits
@@ -221,6 +222,9 @@ def draw_curves(result: dict, out: Path) -> None:
             axis.plot(row["bits_per_pixel_uniform"], row[key], "o", mfc="none", color=color)
             axis.plot(row["bits_per_pixel"], row[key], "o", color=color, label=f"{name}, {row['prior']}")
         axis.set(xlabel="bits per pixel", ylabel=title, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both")
     axes[1].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{result['dataset']}, {result['num_images']} test images; hollow: codes of uniform length")
@@ -243,6 +247,25 @@ def draw_pictures(runs: dict[str, Run], images: np.ndarray, result: dict, out: P
 def _named(text: str) -> tuple[str, Path]:
     name, equals, path = text.rpartition("=")
     return (name, Path(path)) if equals else (Path(path).name, Path(path))
+
+
+def command(arguments) -> str:
+    """Say how to do it again, without the paths of this machine."""
+    runs = " ".join(f"{name}=RUN" for name, _ in arguments.runs)
+    sources = " --sources=DIR" if arguments.sources else ""
+    return f"python -m experiments.rate_distortion --runs {runs} --data_dir=DIR --images={arguments.images}{sources}"
+
+
+def about(run: Run) -> dict:
+    """Say what a run is: its codes, its likelihood and how long it was trained."""
+    config = run.meta["config"]
+    return {
+        "field": list(run.field),
+        "codebook_size": run.model.codebook_size,
+        "likelihood": config["model"]["likelihood"],
+        "steps": run.meta["step"],
+        "batch_size": config["data"]["batch_size"],
+    }
 
 
 def first_images(source: Source, number: int) -> np.ndarray:
@@ -276,6 +299,8 @@ def main():
             "other_lossless": other_lossless(images, arguments.sources),
             "lossy": {name: lossy(run, images) for name, run in runs.items()},
             "other_lossy": {kind: other_codec(images, kind) for kind in FORMATS},
+            "command": command(arguments),
+            "runs": {name: about(run) for name, run in runs.items()},
             **most_memory(),
             **provenance(),
         }
