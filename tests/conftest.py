@@ -66,6 +66,19 @@ def config(photo_dir) -> dict:
     return config
 
 
+@pytest.fixture(scope="session")
+def of_both_stages(photo_dir) -> dict:
+    """A complete config of a tiny model and a tiny prior, as plain dicts."""
+    config = quickstart.get_config("smoke").to_dict()
+    config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+    config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
+    config["train"] |= {"num_steps": 3, "log_every": 1, "eval_every": 3, "checkpoint_every": 3}
+    config["prior"] |= {"batch_size": 4, "num_steps": 6, "log_every": 1, "eval_every": 2, "features": 4}
+    config["eval"] |= {"final_fit_images": 64}
+    config["logging"]["tensorboard"] = False
+    return config
+
+
 @pytest.fixture
 def images() -> np.ndarray:
     """Ten random images, uint8 [10,8,12,3]."""

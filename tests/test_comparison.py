@@ -152,19 +152,10 @@ def test_jpeg_is_counted_with_its_header_and_without(arrays):
 
 
 @pytest.fixture(scope="module")
-def tiny_run(photo_dir, tmp_path_factory):
+def tiny_run(of_both_stages, tmp_path_factory):
     """A folder with a tiny run of both stages."""
-    from configs import quickstart
-
-    config = quickstart.get_config("smoke").to_dict()
-    config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
-    config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
-    config["train"] |= {"num_steps": 3, "log_every": 1, "eval_every": 3, "checkpoint_every": 3}
-    config["prior"] |= {"batch_size": 4, "num_steps": 4, "log_every": 1, "eval_every": 2, "features": 4}
-    config["eval"] |= {"final_fit_images": 64}
-    config["logging"]["tensorboard"] = False
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train.train(config, folder)
+    train.train(of_both_stages, folder)
     return folder
 
 

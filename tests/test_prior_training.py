@@ -16,21 +16,6 @@ from vqvae_jax.metric_writer import read_record
 from vqvae_jax.priors.ancestral import Options
 
 
-@pytest.fixture(scope="module")
-def of_both_stages(photo_dir):
-    """A config of a tiny model and a tiny prior, as plain dicts."""
-    from configs import quickstart
-
-    config = quickstart.get_config("smoke").to_dict()
-    config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
-    config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
-    config["train"] |= {"num_steps": 3, "log_every": 1, "eval_every": 3, "checkpoint_every": 3}
-    config["prior"] |= {"batch_size": 4, "num_steps": 6, "log_every": 1, "eval_every": 2, "features": 4}
-    config["eval"] |= {"final_fit_images": 64}
-    config["logging"]["tensorboard"] = False
-    return config
-
-
 def changed(config, section, **values):
     return {**config, section: {**config[section], **values}}
 
