@@ -23,6 +23,7 @@ from vqvae_jax.data import sources, transforms
 from vqvae_jax.data.images import MODES, ArraySource
 from vqvae_jax.errors import InputError
 from vqvae_jax.metric_writer import write_json
+from vqvae_jax.pictures import SUFFIXES
 
 with contextlib.suppress(ImportError):
     import pillow_jxl  # noqa: F401 # pyright: ignore - optional, it teaches Pillow JPEG XL
@@ -74,15 +75,18 @@ def file_bits(test: np.ndarray, kind: str, **options) -> float:
 
 
 def source_bits(images: np.ndarray, folder: Path) -> float:
-    """The files from which images [N,H,W,C] were decoded, found by their pixels.
+    """Give bits/dim of the files from which images [N,H,W,C] were decoded, found by their pixels, the smallest of each.
 
     Raises:
         InputError: of an image there is none.
     """
     mode, sizes = MODES[images.shape[-1]], {}
     for path in folder.rglob("*"):
-        if path.is_file():
-            sizes[transforms.to_array(transforms.decode(path.read_bytes(), mode)).tobytes()] = path.stat().st_size
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        with contextlib.suppress(transforms.BadImage):
+            pixels = transforms.to_array(transforms.decode(path.read_bytes(), mode)).tobytes()
+            sizes[pixels] = min(path.stat().st_size, sizes.get(pixels, math.inf))
     missing = sum(image.tobytes() not in sizes for image in images)
     if missing:
         raise InputError(f"{missing} of the {len(images)} images are in none of the {len(sizes)} files of {folder}")

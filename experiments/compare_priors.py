@@ -43,10 +43,9 @@ SAMPLES = 10  # a row, and rows where there are no classes
 
 def train_prior(arguments, name: str) -> tuple[Run, Path]:
     """Train one prior in a folder beside the run, or in the run's if it is its own, or go on with it."""
-    config = load_model(arguments.run).meta["config"]
-    config["data"]["data_dir"] = arguments.data_dir
-    own = {key.removeprefix(f"{name}."): value for key, value in arguments.set.items() if key.startswith(f"{name}.")}
-    prior = config["prior"] | PRIORS[name] | {k: v for k, v in arguments.set.items() if "." not in k} | own
+    config = load_model(arguments.run, arguments.data_dir).meta["config"]
+    own = {key: value for (of, key), value in arguments.set.items() if of == name}
+    prior = config["prior"] | PRIORS[name] | {key: value for (of, key), value in arguments.set.items() if not of} | own
     workdir = arguments.run
     if prior != config["prior"]:
         config["prior"], workdir = prior, arguments.run.with_name(f"{arguments.run.name}_{name}")
@@ -149,9 +148,23 @@ def compare(arguments) -> dict[str, dict]:
         write_table(rows, run.field, source.image_shape, arguments.out)
         draw_curves(records, f"{title}: priors over {'x'.join(map(str, run.field))} codes", arguments.out)
         draw_samples(run, arguments.out / f"samples_{name}.png")
-        about = {"dataset": title, "priors": rows, "set": arguments.set, **provenance()}
+        settings = [f"{of}.{key}={value}".lstrip(".") for (of, key), value in arguments.set.items()]
+        line = f"python -m experiments.compare_priors --run=RUN --data_dir=DIR --priors {' '.join(arguments.priors)}"
+        line += f" --set {' '.join(settings)}" if settings else ""
+        about = {"dataset": title, "priors": rows, "command": line, **provenance()}
         write_json(arguments.out / "table.json", about)
     return rows
+
+
+def setting(text: str) -> tuple[tuple[str, str], object]:
+    """Turn KEY=VALUE or PRIOR.KEY=VALUE into ((prior or "", key), value)."""
+    name, equals, value = text.partition("=")
+    prior, _, key = name.rpartition(".")
+    if not equals or prior not in ("", *PRIORS):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither KEY=VALUE nor PRIOR.KEY=VALUE of {', '.join(PRIORS)}")
+    with contextlib.suppress(ValueError, SyntaxError):  # a word
+        return (prior, key), ast.literal_eval(value)
+    return (prior, key), value
 
 
 def main():
@@ -164,20 +177,23 @@ def main():
     parser.add_argument("--priors", nargs="+", default=list(PRIORS), choices=PRIORS)
     parser.add_argument("--images", type=int, default=0, help="of the test split; 0: all")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the section `prior`; PRIOR.KEY=VALUE: of one"
+        "--set",
+        nargs="*",
+        default=[],
+        type=setting,
+        metavar="KEY=VALUE",
+        help="of the section `prior`; PRIOR.KEY=VALUE: of one",
     )
     arguments = parser.parse_args()
-    arguments.set = dict(setting.partition("=")[::2] for setting in arguments.set)
-    for key, value in arguments.set.items():
-        with contextlib.suppress(ValueError, SyntaxError):  # a word
-            arguments.set[key] = ast.literal_eval(value)
+    arguments.set = dict(arguments.set)
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:
         rows = compare(arguments)
     except InputError as error:
         parser.error(str(error))
     print((arguments.out / "table.md").read_text())
-    print(json.dumps({"experiment": "compare_priors", "rates": {name: row["rate"] for name, row in rows.items()}}))
+    rates = {name: row["rate"] for name, row in rows.items()}
+    print(json.dumps({"experiment": "compare_priors", "rates": rates, **provenance()}))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@
 The runs are of one data set; NAME is what tables call one. Lossless: all images in one `.vqz`, decoded again and
 compared, against what evaluation reports for them, and against a file an image of the other codecs. Lossy: codes alone,
 at log2 K bits a code and coded under the run's prior, against JPEG and WebP of many qualities. The headers of their
-files weigh much on small images, so JPEG stands there a second time without what comes before its scan, and a `.vqz` is
-counted by its stream. Writes `table.md`, `result.json`, `curves.svg`, `curves.png` and `pictures.png`.
+files weigh much on small images, so JPEG stands there a second time by its coded coefficients alone (with the standard
+Huffman tables, which needn't be sent), and a `.vqz` is counted by its stream and the classes that it stores. Writes
+`table.md`, `result.json`, `curves.svg`, `curves.png` and `pictures.png`.
 """
 
 import argparse
 import io
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,7 +41,7 @@ COMPARED = {  # lossy files of which codec, and which of their bits
     "WebP": ("WEBP", "bits_per_pixel"),
 }
 QUALITIES = (*range(1, 13), 15, 18, 22, 26, 30, 35, 42, 50, 58, 65, 72, 80, 86, 90, 95)
-START_OF_SCAN = b"\xff\xda"
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 SHOWN = 8  # images, the first ones of the split
 LOSSLESS = {  # Pillow's names and options
     "PNG": ("PNG", {"optimize": True}),
@@ -61,12 +63,12 @@ def timed(function: Callable):
 
 
 def needs_class(run: Run) -> bool:
-    """Tell whether the prior can't do without a class: then the best one of each image is searched, and paid for."""
+    """Tell whether the prior can't do without a class: then the best one of each image is searched and stored."""
     return bool(run.learned and run.learned.prior.num_classes and not run.learned.prior.label_dropout)
 
 
 def nats_of_codes(run: Run, images: np.ndarray) -> np.ndarray:
-    """Give what the codec needs for the codes of every image: under the headline prior, or given the best class."""
+    """Give what the codec's stream needs for the codes of every image: under the headline prior, or given the class."""
     if needs_class(run):
         return -run.trained_prior().log_prob_of_classes(run.encode(images)).max(axis=1)
     return run.measure(images)[f"rate/{run.prior}"]
@@ -90,16 +92,18 @@ def lossless(run: Run, images: np.ndarray) -> dict:
             if not np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(back / path.name))):
                 raise RuntimeError(f"{path.name} came back changed")
     nats = nats_of_codes(run, images) + run.measure(images)["distortion"]
-    reported = float(np.sum(nats, dtype=np.float64)) / np.log(2) / 8
+    expected = float(np.sum(nats, dtype=np.float64)) / np.log(2) / 8
+    reported = float(np.sum(run.bits_per_dim(images))) * images[0].size / 8
     return {
         "images_decoded_exactly": number,
         **options,
         "file_bytes": sizes.total,
         "stream_bytes": sizes.stream,
+        "label_bytes": sizes.labels,
         "name_bytes": sizes.names,
-        "header_bytes": sizes.total - sizes.stream - sizes.names,
+        "header_bytes": sizes.total - sizes.stream - sizes.labels - sizes.names,
         "reported_bytes": reported,
-        "stream_over_reported": sizes.stream / reported,
+        "expected_stream_bytes": expected,  # given the class, where one is stored; else what is reported
         "stream_bits_per_dim": 8 * sizes.stream / images.size,
         "bits_per_dim": 8 * sizes.total / images.size,
         "reported_bits_per_dim": 8 * reported / images.size,
@@ -129,8 +133,14 @@ def lossy(run: Run, images: np.ndarray) -> dict:
         _, sizes = compress.compress(run, [folder], lossy=True, search_label=needs_class(run))
     pixels = np.prod(images.shape[:3])
     uniform = np.prod(run.field) * np.log2(run.model.codebook_size) * len(images) / pixels
-    found = {"bits_per_pixel_uniform": float(uniform), "bits_per_pixel": float(8 * sizes.stream / pixels)}
-    return found | {"prior": run.prior} | quality(images, run.reconstruct(images))
+    coded = 8 * (sizes.stream + sizes.labels) / pixels
+    found = {"bits_per_pixel_uniform": float(uniform), "bits_per_pixel": float(coded), "prior": name_of_prior(run)}
+    return found | quality(images, run.reconstruct(images))
+
+
+def name_of_prior(run: Run) -> str:
+    """Give what tables call the headline prior."""
+    return f"{run.prior}, classes" if run.learned and run.learned.prior.num_classes else str(run.prior)
 
 
 def other_codec(images: np.ndarray, kind: str) -> list[dict]:
@@ -141,16 +151,22 @@ def other_codec(images: np.ndarray, kind: str) -> list[dict]:
         decoded = np.stack([decode(file, images.shape[-1]) for file in files])
         row = {"setting": setting, "bits_per_pixel": 8 * sum(map(len, files)) / np.prod(images.shape[:3])}
         if kind == "JPEG":
-            scans = sum(len(file) - file.index(START_OF_SCAN) for file in files)
+            scans = sum(len(scan_of(encode(image, kind, setting, optimize=False))) for image in images)
             row["bits_per_pixel_of_scans"] = 8 * scans / np.prod(images.shape[:3])
         rows.append({key: float(value) for key, value in row.items()} | quality(images, decoded))
     return rows
 
 
-def encode(image: np.ndarray, kind: str, setting: int) -> bytes:
-    """Give the file of one image."""
+def scan_of(file: bytes) -> bytes:
+    """Give the coded coefficients alone of a baseline JPEG file."""
+    start = file.index(START_OF_SCAN) + len(START_OF_SCAN)
+    return file[start + int.from_bytes(file[start : start + 2], "big") : -len(END_OF_IMAGE)]
+
+
+def encode(image: np.ndarray, kind: str, setting: int, *, optimize: bool = True) -> bytes:
+    """Give the file of one image; a JPEG that isn't optimised has the standard Huffman tables."""
     out = io.BytesIO()
-    options = {"optimize": True} if kind == "JPEG" else {"method": 6}
+    options = {"optimize": optimize} if kind == "JPEG" else {"method": 6}
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(out, kind, quality=setting, **options)
     return out.getvalue()
 
@@ -163,11 +179,11 @@ def decode(file: bytes, channels: int) -> np.ndarray:
 
 def write_table(result: dict, out: Path) -> str:
     """Write lossless and lossy figures as Markdown."""
-    lines = ["| lossless, all in one file | bits/dim of the file | reported | stream − reported, bytes | of reported |"]
-    lines[0] += " names, bytes | header, bytes | s to compress | s back |"
+    lines = ["| lossless, all in one file | bits/dim of the file | reported | stream and classes − reported, bytes |"]
+    lines[0] += " of reported | names, bytes | header, bytes | s to compress | s back |"
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, row in result["lossless"].items():
-        more = row["stream_bytes"] - row["reported_bytes"]
+        more = row["stream_bytes"] + row["label_bytes"] - row["reported_bytes"]
         cells = [f"{row['bits_per_dim']:.4f}", f"{row['reported_bits_per_dim']:.4f}"]
         cells += [f"{more:+,.0f}", f"{more / row['reported_bytes']:+.3%}"]
         cells += [f"{row['name_bytes']:,}", f"{row['header_bytes']:,}"]
@@ -179,30 +195,41 @@ def write_table(result: dict, out: Path) -> str:
     for name, row in result["lossy"].items():
         bits = f"{row['bits_per_pixel_uniform']:.3f} | {row['bits_per_pixel']:.3f}"
         lines.append(f"| {name} ({row['prior']}) | {bits} | {row['psnr']:.2f} | {row['ssim']:.3f} |")
-    lines += ["", "| at the rate of its codes | setting | bits/pixel | PSNR, dB | SSIM |", "|---|---:|---:|---:|---:|"]
+    lines += ["", "| the setting nearest to the rate of the codes | setting | bits/pixel | times the codes' |"]
+    lines[-1] += " PSNR, dB | SSIM | bits/pixel at the codes' PSNR | times the codes' |"
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name, kinds in result["matched"].items():
+        rate = result["lossy"][name]["bits_per_pixel"]
         for kind, found in kinds.items():
-            cells = (
-                f"{found['setting']:.0f} | {found['bits_per_pixel']:.3f} | {found['psnr']:.2f} | {found['ssim']:.3f}"
-            )
-            lines.append(f"| {kind}, beside {name} | {cells} |")
+            cells = [
+                f"{found['setting']:.0f}",
+                f"{found['bits_per_pixel']:.3f}",
+                f"{found['bits_per_pixel'] / rate:.2f}",
+            ]
+            cells += [f"{found['psnr']:.2f}", f"{found['ssim']:.3f}"]
+            equal = found["bits_per_pixel_at_equal_psnr"]
+            cells += [f"{equal:.3f}", f"{equal / rate:.2f}"] if equal else ["lower than any", ""]
+            lines.append(f"| {kind}, beside {name} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     (out / "table.md").write_text(text)
     return text
 
 
-def matched(others: dict[str, list[dict]], rate: float) -> dict[str, dict]:
-    """Give of every other codec the setting whose bits per pixel are nearest, with those that are compared."""
+def matched(others: dict[str, list[dict]], row_of_run: dict) -> dict[str, dict]:
+    """Give of every other codec the setting whose bits per pixel are nearest, and its bits per pixel at equal PSNR.
+
+    The latter lie on the line between two settings; None where the worst setting is better.
+    """
+    rate, wanted = row_of_run["bits_per_pixel"], row_of_run["psnr"]
     found = {}
     for title, (kind, key) in COMPARED.items():
         if kind in others:
-            row = min(others[kind], key=lambda row: abs(np.log(row[key] / rate)))
-            found[title] = {
-                "setting": row["setting"],
-                "bits_per_pixel": row[key],
-                "psnr": row["psnr"],
-                "ssim": row["ssim"],
-            }
+            rows = sorted(others[kind], key=lambda row: row["psnr"])
+            row = min(rows, key=lambda row: abs(np.log(row[key] / rate)))
+            reached = rows[0]["psnr"] <= wanted <= rows[-1]["psnr"]
+            equal = float(np.interp(wanted, [r["psnr"] for r in rows], [r[key] for r in rows])) if reached else None
+            found[title] = {name: row[name] for name in ("setting", "psnr", "ssim")}
+            found[title] |= {"bits_per_pixel": row[key], "bits_per_pixel_at_equal_psnr": equal}
     return found
 
 
@@ -220,7 +247,7 @@ def draw_curves(result: dict, out: Path) -> None:
         for n, (name, row) in enumerate(result["lossy"].items()):
             color = f"C{n + 3}"
             axis.plot(row["bits_per_pixel_uniform"], row[key], "o", mfc="none", color=color)
-            axis.plot(row["bits_per_pixel"], row[key], "o", color=color, label=f"{name}, {row['prior']}")
+            axis.plot(row["bits_per_pixel"], row[key], "o", color=color, label=f"{name} ({row['prior']})")
         axis.set(xlabel="bits per pixel", ylabel=title, xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
@@ -265,6 +292,8 @@ def about(run: Run) -> dict:
         "likelihood": config["model"]["likelihood"],
         "steps": run.meta["step"],
         "batch_size": config["data"]["batch_size"],
+        "prior": name_of_prior(run),
+        "prior_steps": config["prior"]["num_steps"] if run.learned else 0,
     }
 
 
@@ -287,8 +316,10 @@ def main():
     try:
         runs = {name: api.load(path, arguments.data_dir) for name, path in arguments.runs}
         source = builders.build_source(next(iter(runs.values())).meta["config"]["data"], "test")
-        if any(tuple(run.meta["image_shape"]) != source.image_shape for run in runs.values()):
-            raise InputError("the runs are of images of different sizes: compare those of one data set")
+        if len(runs) < len(arguments.runs):
+            raise InputError("two runs have one name: call them otherwise, NAME=RUN")
+        if len({(run.meta["config"]["data"]["name"], *run.meta["image_shape"]) for run in runs.values()}) > 1:
+            raise InputError("the runs are of different data or image sizes: compare those of one data set")
         images = first_images(source, arguments.images)
         arguments.out.mkdir(parents=True, exist_ok=True)
         result = {
@@ -306,12 +337,13 @@ def main():
         }
     except InputError as error:
         parser.error(str(error))
-    rates = {name: row["bits_per_pixel"] for name, row in result["lossy"].items()}
-    result["matched"] = {name: matched(result["other_lossy"], rate) for name, rate in rates.items()}
+    result["matched"] = {name: matched(result["other_lossy"], row) for name, row in result["lossy"].items()}
     write_json(arguments.out / "result.json", result)
     draw_curves(result, arguments.out)
     draw_pictures(runs, images, result, arguments.out)
     print(write_table(result, arguments.out))
+    bits = {name: row["bits_per_dim"] for name, row in result["lossless"].items()}
+    print(json.dumps({"experiment": "rate_distortion", "bits_per_dim": bits, **provenance()}))
 
 
 if __name__ == "__main__":

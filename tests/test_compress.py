@@ -134,7 +134,8 @@ def test_a_label_is_fixed_or_searched_and_paid_for(config, tmp_path):
     expected = pictures(tmp_path / "in")
     given = [str(tmp_path / "in")]
     made = {label: compress.compress(run, given, label=label)[0] for label in (0, 1)}
-    searched, _ = compress.compress(run, given, search_label=True)
+    searched, sizes = compress.compress(run, given, search_label=True)
+    assert sizes.labels == 2 * len(expected)
     assert made[0] != made[1]
     for number, data in enumerate((made[0], made[1], searched)):
         compress.decompress(run, data, tmp_path / f"out{number}")
@@ -185,10 +186,14 @@ def test_images_that_are_not_8_bit_gray_or_rgb_are_refused_by_name(config, tmp_p
     Image.fromarray(random[..., :3]).save(
         tmp_path / "two.tiff", save_all=True, append_images=[Image.fromarray(random[..., 1:])]
     )
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: to be turned by 90 degrees
+    Image.fromarray(random[..., :3]).save(tmp_path / "turned.jpg", exif=turned)
     for path, more in (
         (tmp_path / "deep.ppm", "levels that aren't of 8 bits"),
         (clear, "a transparent colour"),
         (tmp_path / "two.tiff", "more than one picture"),
+        (tmp_path / "turned.jpg", "a rotation among its EXIF data"),
     ):
         with pytest.raises(InputError, match=f"{Path(path).name} has {more}, which would be lost"):
             compress.compress(run, [str(path)])
@@ -324,6 +329,25 @@ def test_a_stream_gives_no_more_than_it_can_hold(data):
     decoder = Decoder(data)
     with pytest.raises(InputError, match="this file is damaged: its stream"):
         decoder.take(np.full((2000, 256), 1 / 256, np.float32))
+
+
+@pytest.mark.parametrize("bits", [8, 21, 22, 23, 24, 30])
+def test_a_stream_of_improbable_symbols_comes_back(bits):
+    """What a symbol costs is known to less than the slack, also where frequencies are rounded up from almost nothing."""
+    probabilities = np.full((20_000, 2), [1 - 2.0**-bits, 2.0**-bits], np.float32)
+    encoder = Encoder()
+    encoder.put(np.ones(20_000, np.int32), probabilities)
+    assert Decoder(encoder.finish()).take(probabilities).all()
+
+
+def test_names_as_long_as_they_may_be_come_back(config, tmp_path):
+    run, name = make_run(config), "n" * (container.LONGEST_PART - 4) + ".png"
+    expected = np.full(SHAPE, 7, np.uint8)
+    (tmp_path / "in").mkdir()
+    save(expected, tmp_path / "in" / name)
+    data, _ = compress.compress(run, [str(tmp_path / "in")])
+    compress.decompress(run, data, tmp_path / "out")
+    assert_same(read(tmp_path / "out"), {name: expected})
 
 
 def test_symbols_come_back_and_cost_what_their_probabilities_say():

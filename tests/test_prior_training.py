@@ -103,7 +103,7 @@ def test_the_cache_has_every_training_image_and_its_mirror_image(of_both_stages,
     np.testing.assert_array_equal(codes[: 2 * number], expected)
 
 
-def test_a_cache_of_other_codes_is_refused_and_half_of_one_too(of_both_stages, trained, model_alone):
+def test_a_cache_of_other_codes_is_refused_and_half_of_one_too(of_both_stages, trained, model_alone, monkeypatch):
     path = model_alone / "codes.npz"
     with np.load(trained[0] / "codes.npz") as file:
         np.savez(path, codes=file["codes"], labels=file["labels"], about="another")
@@ -113,7 +113,16 @@ def test_a_cache_of_other_codes_is_refused_and_half_of_one_too(of_both_stages, t
     with pytest.raises(InputError, match=r"codes.npz is damaged: delete it"):
         train.train(of_both_stages, model_alone)
     path.unlink()
-    path.with_name(".codes.npz.1.tmp").write_bytes(b"an interrupted cache")
+
+    def fill_the_disk(file, **arrays):
+        file.write(b"half of it")
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", fill_the_disk)
+        with pytest.raises(OSError, match="no space"):
+            train.train(of_both_stages, model_alone)
+    assert not [path for path in model_alone.iterdir() if "codes" in path.name or path.suffix == ".tmp"]
     assert_same_prior(train.train(of_both_stages, model_alone), trained[1])
 
 

@@ -30,10 +30,11 @@ from vqvae_jax.tiles import (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Where the bits of a file are: bytes in all, of the stream, and of names; images and values (sub-pixels)."""
+    """Where the bits of a file are: bytes in all, of the stream, labels and names; images and values (sub-pixels)."""
 
     total: int
     stream: int
+    labels: int
     names: int
     images: int
     values: int
@@ -83,7 +84,8 @@ def compress(
     )
     data = container.pack(packed)
     values = sum(image.height * image.width * channels for image in images)
-    return data, Sizes(len(data), len(packed.stream), container.bytes_of_names(packed), len(images), values)
+    parts = len(packed.stream), container.BYTES_OF_LABEL * len(packed.labels), container.bytes_of_names(packed)
+    return data, Sizes(len(data), *parts, len(images), values)
 
 
 def _fixed_label(run: Run, label: int | None, search: bool) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a file each for programs that write the same one
+    # Short, for names that are as long as they may be; of this program alone, for others may write the same file.
+    temporary = path.with_name(f".{zlib.crc32(path.name.encode()):08x}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file

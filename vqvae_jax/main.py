@@ -162,9 +162,10 @@ def run_compress() -> None:
         label=labels[0] if labels else None,
         search_label=SEARCH_LABEL.value,
     )
-    header = sizes.total - sizes.stream - sizes.names
+    header = sizes.total - sizes.stream - sizes.labels - sizes.names
+    labels = f"classes {sizes.labels:,}, " if sizes.labels else ""
     print(f"compressed:  {sizes.images:,} images of {sizes.values:,} sub-pixels to {path}, {sizes.total:,} bytes")
-    print(f"of these:    stream {sizes.stream:,}, names {sizes.names:,}, header and checksums {header:,}")
+    print(f"of these:    stream {sizes.stream:,}, {labels}names {sizes.names:,}, header and checksums {header:,}")
     bits = [8 * size / sizes.values for size in (sizes.stream, sizes.total)]
     print(f"bits/dim:    {bits[0]:.4f} of the stream, {bits[1]:.4f} in all")
 

@@ -15,6 +15,7 @@ from vqvae_jax.files import replacing
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LONGEST_SIDE = 65535
+ORIENTATION = 0x0112  # the EXIF tag
 # Of one image; a forged size must not take all memory.
 MOST_VALUES = 2**28
 
@@ -77,6 +78,8 @@ def _lost(image: Image.Image) -> str | None:
         return "levels that aren't of 8 bits"
     if image.has_transparency_data and image.mode != "RGBA":
         return "a transparent colour"
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        return "a rotation among its EXIF data"
     return "more than one picture" if getattr(image, "n_frames", 1) > 1 else None
 
 

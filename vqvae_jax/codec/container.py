@@ -34,6 +34,7 @@ LOSSY, LABELS = 1, 2
 HEAD = struct.Struct("<4sBBH8s8sIHI")
 SIZE = struct.Struct("<HHI")
 CHECKSUM = 8
+BYTES_OF_LABEL = 2
 LONGEST_NAME, LONGEST_PART = 1024, 250  # bytes of a path, and of one of its parts
 MOST_BYTES_OF_NAMES, MOST_SIZES = 2**26, 2**16 - 1  # inflated
 

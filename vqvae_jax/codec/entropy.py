@@ -12,7 +12,7 @@ from vqvae_jax.errors import InputError
 _STREAM = constriction.stream  # pyright: ignore - made by its compiled half
 _MODEL = _STREAM.model.Categorical(perfect=False)
 WORD = 4  # bytes
-LEAST = np.float32(2**-24)  # what a symbol gets at least
+LEAST = np.float32(2**-24)  # what every symbol gets besides its probability
 SLACK = 1.01
 
 
@@ -51,7 +51,7 @@ class Decoder:
         except (AssertionError, ValueError) as error:
             raise InputError("this file is damaged: its stream was not made with this run's probabilities") from error
         chosen = np.take_along_axis(rows, symbols[:, None], axis=1)
-        self._bits_left += float(np.sum(np.log2(np.maximum(chosen, LEAST)), dtype=np.float64))
+        self._bits_left += float(np.sum(np.log2(chosen + LEAST), dtype=np.float64))
         if self._bits_left < 0:
             raise InputError("this file is damaged: its stream is shorter than what it is said to hold")
         return symbols
