@@ -326,6 +326,18 @@ def test_coupled_channels_each_sum_to_one_given_the_earlier_ones(channel, spread
     np.testing.assert_allclose(np.exp(log_probs).sum(0), 1.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0, 300.0])
+def test_masses_of_a_mixture_are_its_log_probabilities(channel, spread):
+    params, image = coupled_params(spread)
+    masses = np.asarray(jax.jit(LogisticMixture(5).pmf, static_argnums=2)(params, image, channel), np.float64)
+    for level in (0, 1, 90, 200, 254, 255):
+        image[..., channel] = level
+        expected = np.exp(np.asarray(jax.jit(LogisticMixture(5).log_prob)(params, image), np.float64)[..., channel])
+        np.testing.assert_allclose(masses[..., level], expected, rtol=1e-3, atol=1e-12)
+    np.testing.assert_allclose(masses.sum(-1), 1.0, atol=1e-5)
+
+
 def test_the_mixture_is_that_of_pixelcnn_plus_plus():
     # Salimans et al. 2017, eq. 3, in float64: components are mixed once a pixel, green sees red, blue sees both.
     params, image = coupled_params(1.0)

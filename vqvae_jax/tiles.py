@@ -25,7 +25,6 @@ from vqvae_jax.api import Run
 from vqvae_jax.codec.entropy import Decoder, Encoder
 from vqvae_jax.errors import InputError
 from vqvae_jax.learned import Learned
-from vqvae_jax.models.likelihoods import pmf
 from vqvae_jax.priors import unigram
 
 BATCH = 32  # tiles
@@ -89,7 +88,7 @@ def _decode(model, variables, codes):
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _pmf(likelihood, params, image, channel):
-    return pmf(likelihood, params, image, channel)
+    return likelihood.pmf(params, image, channel)
 
 
 Choose = Callable[[int, np.ndarray], np.ndarray]  # number, probabilities [B,...,size] -> symbols [B,...]

@@ -4,6 +4,7 @@ A likelihood takes `params`, what the decoder gives, [B,H,W,channels(C)], comple
 likelihood learns or fits for itself, and the uint8 image [B,H,W,C].
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ MAX_LOG_SCALE_GAUSSIAN = 2.0
 FARTHEST_MEAN = 1e5  # levels
 # Decoders start at a scale of e^-2 of half the range, about 17 levels.
 FIRST_LOG_SCALE = -2.0
+LEVELS = np.arange(256, dtype=np.uint8)
 
 
 def log_interval(log_at_most, log_at_least, log_mass, x):
@@ -45,6 +47,14 @@ def logistic_log_prob(
     below = jax.nn.log_sigmoid((centred + 0.5) * inverse)  # log P(X <= x)
     above = jax.nn.log_sigmoid(-(centred - 0.5) * inverse)  # log P(X >= x)
     return log_interval(below, above, below + above + jnp.log(-jnp.expm1(-inverse)), x)
+
+
+def _logistic_masses(mean: Float[Array, "*s"], log_scale: Float[Array, "*s"]) -> Float[Array, "*s 256"]:
+    """Give the masses of all levels under a logistic, by the same product as `logistic_log_prob`."""
+    levels = LEVELS.reshape(*(1,) * mean.ndim, -1)
+    inverse, centred = jnp.exp(-log_scale)[..., None], levels.astype(jnp.float32) - mean[..., None]
+    below, above = jax.nn.sigmoid((centred + 0.5) * inverse), jax.nn.sigmoid(-(centred - 0.5) * inverse)
+    return jnp.where(levels == 0, below, jnp.where(levels == 255, above, below * above * -jnp.expm1(-inverse)))
 
 
 def gaussian_log_prob(
@@ -97,6 +107,19 @@ class _Likelihood:
     def support(self) -> np.ndarray:
         """The levels that have a probability."""
         return np.arange(256)
+
+    def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
+        """Log probability of every sub-pixel, in nats."""
+        raise NotImplementedError
+
+    def pmf(self, params: Float[Array, "b h w p"], image: Images, channel: int) -> Float[Array, "b h w 256"]:
+        """Give the probabilities of all levels of one channel, given the earlier channels of `image`."""
+        image = jnp.asarray(image)
+
+        def of_level(level):
+            return self.log_prob(params, image.at[..., channel].set(level))[..., channel]
+
+        return jnp.exp(jnp.moveaxis(jax.vmap(of_level)(LEVELS), 0, -1))
 
 
 @dataclass(frozen=True)
@@ -163,19 +186,31 @@ class LogisticMixture(_Likelihood):
 
     def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
         """Log probability of every sub-pixel given the earlier channels of its pixel, in nats."""
+        joints = [joint for *_, joint in self._channels(params, image)]
+        return jnp.stack([jax.nn.logsumexp(joint, axis=-1) for joint in joints], axis=-1)
+
+    def pmf(self, params: Float[Array, "b h w p"], image: Images, channel: int) -> Float[Array, "b h w 256"]:
+        """Give the probabilities of all levels of one channel, given the earlier channels of `image`."""
+        weights, centres, log_scales, _ = next(itertools.islice(self._channels(params, image), channel, None))
+        of_components = zip(*(jnp.moveaxis(x, -1, 0) for x in (jnp.exp(weights), centres, log_scales)), strict=True)
+        return jnp.asarray(sum(weight[..., None] * _logistic_masses(*logistic) for weight, *logistic in of_components))
+
+    def _channels(self, params, image):
+        """Give of every channel in turn, given the earlier ones, its components' parameters and its level under each.
+
+        Log weights, centres and log scales in levels, and log p(component, level), all [...,M].
+        """
         c = image.shape[-1]
         params = _checked(params, self.channels(c), "a mixture of logistics")
         weights, means, log_scales, couplings = self._split(params, c)
         unit = ((image.astype(jnp.float32) - 127.5) / 127.5)[..., None]
-        result = []
         for n in range(c):
-            moved = means[..., n, :] + jnp.sum(couplings[..., n, :n, :] * unit[..., :n, :], axis=-2)
-            level = jnp.broadcast_to(image[..., n, None], moved.shape)
-            joint = weights + logistic_log_prob(level, to_levels(moved), log_scales[..., n, :])
-            result.append(jax.nn.logsumexp(joint, axis=-1))
+            centres = to_levels(means[..., n, :] + jnp.sum(couplings[..., n, :n, :] * unit[..., :n, :], axis=-2))
+            level = jnp.broadcast_to(image[..., n, None], centres.shape)
+            joint = weights + logistic_log_prob(level, centres, log_scales[..., n, :])
+            yield weights, centres, log_scales[..., n, :], joint
             # What the channels so far say of the component; normalised again, so that no error adds up.
             weights = jax.nn.log_softmax(joint)
-        return jnp.stack(result, axis=-1)
 
     def mean(self, params: Float[Array, "b h w p"]) -> Float[Array, "b h w c"]:
         """The centre of every component, couplings followed, weighted: in levels."""
@@ -294,6 +329,8 @@ class Likelihood(Protocol):
 
     def log_prob(self, params: Array, image: Images) -> Array: ...
 
+    def pmf(self, params: Array, image: Images, channel: int) -> Array: ...
+
     def mean(self, params: Array) -> Array: ...
 
 
@@ -307,15 +344,3 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": Bernoulli,
     "squared_error": SquaredError,
 }
-
-
-def pmf(
-    likelihood: Likelihood, params: Float[Array, "b h w p"], image: Images, channel: int
-) -> Float[Array, "b h w 256"]:
-    """Give the probabilities of all levels of one channel, given the earlier channels of `image`."""
-    image = jnp.asarray(image)
-
-    def of_level(level):
-        return likelihood.log_prob(params, image.at[..., channel].set(level))[..., channel]
-
-    return jnp.exp(jnp.moveaxis(jax.vmap(of_level)(jnp.arange(256, dtype=jnp.uint8)), 0, -1))
