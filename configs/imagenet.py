@@ -123,6 +123,7 @@ def _small(config):
     config.prior.optimizer.warmup_steps = 100
     config.eval.validation_images = 64
     config.eval.fit_images = 256
+    config.eval.subset_images = 20
     return config
 
 
