@@ -123,6 +123,7 @@ def main():
         "benchmark": "sampling",
         "speedup": round(naive_seconds / statistics.median(ours), 1),
         "ours_seconds": round(statistics.median(ours), 3),
+        "ms_per_sample": round(1000 * statistics.median(ours) / BATCH, 2),
         "ours_seconds_range": [round(f(ours), 3) for f in (min, max)],
         "naive_seconds_extrapolated": round(naive_seconds, 1),
         "naive_ms_per_position": round(1000 * statistics.median(naive), 1),
