@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vqvae_jax import api, builders, evaluate
 
@@ -96,7 +98,10 @@ def test_the_committed_run_has_the_figure_that_is_printed_for_it():
 def test_the_committed_run_samples(tmp_path):
     line = next(line for line in READING if "small_run" in line)
     run(line, tmp_path)
-    assert len(list((tmp_path / "samples").glob("0*.png"))) == 64
+    files = sorted((tmp_path / "samples").glob("0*.png"))
+    images = np.load(tmp_path / "samples" / "samples.npz")["images"]
+    np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], images)
+    assert len(files) == 64
 
 
 def test_links_to_files_exist():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqvae_jax import plots
+from vqvae_jax import pictures, plots
 from vqvae_jax.api import Run
 from vqvae_jax.errors import InputError, suggest
 
@@ -41,7 +41,7 @@ def save(folder: Path, images: np.ndarray, labels: np.ndarray | None, columns: i
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for n, image in enumerate(images):
-            plots.save_grid(folder / f"{n:04d}.png", [image[None]])
+            pictures.save(folder / f"{n:04d}.png", image)
         np.savez(folder / "samples.npz", images=images, labels=np.zeros(0, np.int32) if labels is None else labels)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another --output") from error
