@@ -245,26 +245,29 @@ def draw_curves(result: dict, out: Path) -> None:
                 rates = [row["bits_per_pixel_of_scans"] for row in rows]
                 axis.plot(rates, values, ".:", color=axis.lines[-1].get_color(), label="JPEG without its header")
         for n, (name, row) in enumerate(result["lossy"].items()):
-            color = f"C{n + 3}"
-            axis.plot(row["bits_per_pixel_uniform"], row[key], "o", mfc="none", color=color)
-            axis.plot(row["bits_per_pixel"], row[key], "o", color=color, label=f"{name} ({row['prior']})")
+            look = {"marker": "o", "ls": "", "color": f"C{n + 3}", "ms": max(4, 10 - 2 * n)}  # several may lie on one point
+            axis.plot(row["bits_per_pixel_uniform"], row[key], mfc="none", **look)
+            axis.plot(row["bits_per_pixel"], row[key], label=f"VQ-VAE {name}", **look)
         axis.set(xlabel="bits per pixel", ylabel=title, xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both")
     axes[1].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{result['dataset']}, {result['num_images']} test images; hollow: codes of uniform length")
+    figure.suptitle(f"{result['dataset']}, {result['num_images']} test images; hollow: codes of log2 K bits each")
     for suffix in ("svg", "png"):
         figure.savefig(out / f"curves.{suffix}", dpi=120)
     plt.close(figure)
 
 
 def draw_pictures(runs: dict[str, Run], images: np.ndarray, result: dict, out: Path) -> None:
-    """Draw originals, each run's reconstructions, and JPEG without its header at the rate of the run above it."""
+    """Draw originals, each image model's reconstructions, and JPEG's coefficients at the rate nearest to theirs."""
     shown = images[:SHOWN]
     rows = [shown]
+    first_of_model = {run.fingerprint(): name for name, run in reversed(runs.items())}
     for name, run in runs.items():
+        if first_of_model[run.fingerprint()] != name:
+            continue
         setting = int(result["matched"][name]["JPEG without its header"]["setting"])
         files = [encode(image, "JPEG", setting) for image in shown]
         rows += [run.reconstruct(shown), np.stack([decode(file, shown.shape[-1]) for file in files])]

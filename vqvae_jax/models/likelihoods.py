@@ -4,6 +4,7 @@ A likelihood takes `params`, what the decoder gives, [B,H,W,channels(C)], comple
 likelihood learns or fits for itself, and the uint8 image [B,H,W,C].
 """
 
+import abc
 import itertools
 import math
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def _log_scale(raw, largest=MAX_LOG_SCALE):
     return jnp.clip(raw + FIRST_LOG_SCALE, -MAX_LOG_SCALE, largest) + math.log(127.5)
 
 
-class _Likelihood:
+class _Likelihood(abc.ABC):
     """What most have in common: nothing but the decoder's output, and training by the likelihood itself."""
 
     def init(self, c: int) -> dict:
@@ -108,9 +109,9 @@ class _Likelihood:
         """The levels that have a probability."""
         return np.arange(256)
 
+    @abc.abstractmethod
     def log_prob(self, params: Float[Array, "b h w p"], image: Images) -> Float[Array, "b h w c"]:
         """Log probability of every sub-pixel, in nats."""
-        raise NotImplementedError
 
     def pmf(self, params: Float[Array, "b h w p"], image: Images, channel: int) -> Float[Array, "b h w 256"]:
         """Give the probabilities of all levels of one channel, given the earlier channels of `image`."""
