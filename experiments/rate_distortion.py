@@ -245,7 +245,8 @@ def draw_curves(result: dict, out: Path) -> None:
                 rates = [row["bits_per_pixel_of_scans"] for row in rows]
                 axis.plot(rates, values, ".:", color=axis.lines[-1].get_color(), label="JPEG without its header")
         for n, (name, row) in enumerate(result["lossy"].items()):
-            look = {"marker": "o", "ls": "", "color": f"C{n + 3}", "ms": max(4, 10 - 2 * n)}  # several may lie on one point
+            # Smaller and smaller, for several may lie on one point.
+            look = {"marker": "o", "ls": "", "color": f"C{n + 3}", "ms": max(4, 10 - 2 * n)}
             axis.plot(row["bits_per_pixel_uniform"], row[key], mfc="none", **look)
             axis.plot(row["bits_per_pixel"], row[key], label=f"VQ-VAE {name}", **look)
         axis.set(xlabel="bits per pixel", ylabel=title, xscale="log")
