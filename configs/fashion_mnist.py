@@ -1,141 +1,36 @@
 """Fashion-MNIST, exact and lossless: 28x28x1 to 7x7 codes, so that published bits/dim apply.
 
     python -m vqvae_jax.main --config=configs/fashion_mnist.py              256 units, 256-way softmax
-    python -m vqvae_jax.main --config=configs/fashion_mnist.py:small        128/32 units, 7x7x1 latents, for two cores
+    python -m vqvae_jax.main --config=configs/fashion_mnist.py:small        128/32 units, 7x7x1 codes, for two cores
     python -m vqvae_jax.main --config=configs/fashion_mnist.py:smoke        a minute on a CPU
 
 Measured: `:small`: experiments/results/fashion_mnist_small/; the large one not yet.
 """
 
-import ml_collections
-from ml_collections import config_dict
-
-VARIANTS = ("", "small", "smoke")
+from configs import default
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> default.Config:
     """Give the config of one of VARIANTS."""
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r} of fashion_mnist: known: {', '.join(VARIANTS[1:])}")
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-
-    config.data = ml_collections.ConfigDict()
-    config.data.name = "fashion_mnist"
-    config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's default, ~/tensorflow_datasets
-    config.data.image_size = config_dict.placeholder(int)  # None: as the images are; or the side that crops get, pixels
-    config.data.channels = config_dict.placeholder(int)  # None: as the data set has them
-    config.data.crop_scale = (0.2, 1.0)  # share of the area that a training crop takes
-    config.data.eval_crop = "centre"  # or "random": as in training, but always the same for an image
-    config.data.min_side = 28  # pixels; smaller images are left out
-    config.data.max_bad_images = 10  # files that can't be decoded, before training stops
-    config.data.batch_size = 128  # images, over all devices
-    config.data.flip = False  # mirror every second training image
-    config.data.num_threads = 2  # that make batches ahead
-
-    config.model = ml_collections.ConfigDict()
-    config.model.family = "vqvae"
-    config.model.likelihood = "softmax"
-    config.model.hidden = 256  # channels
-    config.model.residual_units = 256  # channels inside a residual block
-    config.model.residual_blocks = 2
-    config.model.downsamplings = 2  # halvings: 28x28 to 7x7
-    config.model.codebook_size = 128  # K, codes per codebook
-    config.model.num_codebooks = 4  # G, per position
-    config.model.embedding_dim = 8  # D
-    config.model.commitment_cost = 0.25  # beta of eq. (3)
-    config.model.codebook_update = "ema"  # or "gradient", eq. (3)
-    config.model.ema_decay = 0.99  # gamma, per step
-    config.model.ema_epsilon = 1e-5  # Laplace smoothing of the counts
-    config.model.revival_threshold = 0.05  # share of a uniform use, below which a code is replaced
-    config.model.pixel_mean = (0.286,)  # of pixels in 0..1
-    config.model.pixel_std = (0.353,)
-
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 2e-4
-    config.optimizer.schedule = "constant"  # or "cosine", to 0 at the last step
-    config.optimizer.warmup_steps = 0
-
-    config.train = ml_collections.ConfigDict()
+    config = default.get_config()
+    config.data.update(name="fashion_mnist", min_side=28)
+    config.model.update(pixel_mean=(0.286,), pixel_std=(0.353,))
+    config.model.quantizer.update(num_codebooks=4, embedding_dim=8)
     config.train.num_steps = 100_000
-    config.train.log_every = 100  # steps
-    config.train.eval_every = 5000  # steps
-    config.train.checkpoint_every = 5000  # steps
-
-    config.prior = ml_collections.ConfigDict()
-    config.prior.name = "pixelcnn"  # or "transformer"; "none": no second stage
-    config.prior.features = 64  # channels
-    config.prior.layers = 6
-    config.prior.dropout = 0.1
-    config.prior.conditional = False  # on the class
-    config.prior.label_dropout = 0.0  # share of labels left out in training; above 100 classes it must be above 0
-    config.prior.codes = "cached"  # of every training image, made once; or "fresh": of augmented images
-    config.prior.batch_size = 32  # fields of codes, over all devices
-    config.prior.num_steps = 8000
-    config.prior.log_every = 100  # steps
-    config.prior.eval_every = 500  # steps; the best is kept
-    config.prior.patience = 5  # validations without a better one, before training stops; 0: never
-    config.prior.optimizer = ml_collections.ConfigDict()
-    config.prior.optimizer.name = "adam"
-    config.prior.optimizer.learning_rate = 1e-3
-    config.prior.optimizer.schedule = "cosine"
-    config.prior.optimizer.warmup_steps = 200
-
-    config.eval = ml_collections.ConfigDict()
-    config.eval.batch_size = 128  # images; changes no figure
-    config.eval.validation_images = 0  # 0: all
-    config.eval.test_images = 0  # 0: all
-    config.eval.fit_images = 5000  # training images that count codes for a validation
-    config.eval.final_fit_images = 0  # and at the end; 0: all
-    config.eval.samples = 64  # draws of importance-weighted bounds, or codes in a VQ-VAE's sum; 0: none of these
-    config.eval.subset_images = 500  # images of the VQ-VAE's sum, and of bounds of
-    config.eval.subset_samples = 1000  # draws
-
-    config.logging = ml_collections.ConfigDict()
-    config.logging.tensorboard = True
-
-    return _CHANGES[variant](config)
+    config.prior.update(features=64, layers=6, dropout=0.1, batch_size=32, num_steps=8000, eval_every=500, patience=5)
+    config.prior.optimizer.update(learning_rate=1e-3, warmup_steps=200)
+    return default.change(config, VARIANTS, variant, "fashion_mnist")
 
 
 def _small(config):
     config.data.batch_size = 32
-    config.model.likelihood = "logistic_mixture"
-    config.model.hidden = 128
-    config.model.residual_units = 32
+    config.model.update(likelihood="logistic_mixture", hidden=128, residual_units=32)
     # In short runs on validation images, one code a position, few dimensions and a firm commitment learned fastest.
-    config.model.num_codebooks = 1
-    config.model.embedding_dim = 4
-    config.model.commitment_cost = 1.0
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 200
-    config.train.num_steps = 10_000
-    config.train.log_every = 50
-    config.train.eval_every = config.train.checkpoint_every = 1000
+    config.model.quantizer.update(num_codebooks=1, embedding_dim=4, commitment_cost=1.0)
+    config.optimizer.update(learning_rate=3e-3, schedule="cosine", warmup_steps=200)
+    config.train.update(num_steps=10_000, log_every=50, eval_every=1000, checkpoint_every=1000)
     config.prior.num_steps = 6000
-    config.eval.validation_images = 1024
-    config.eval.fit_images = 1024
-    return config
+    config.eval.update(validation_images=1024, fit_images=1024)
 
 
-def _smoke(config):
-    config.data.batch_size = 16
-    config.model.hidden = config.model.residual_units = 16
-    config.train.num_steps = 10
-    config.train.log_every = 1
-    config.train.eval_every = config.train.checkpoint_every = 5
-    config.prior.features = 8
-    config.prior.layers = 2
-    config.prior.batch_size = 8
-    config.prior.num_steps = 10
-    config.prior.log_every = config.prior.eval_every = 5
-    config.prior.optimizer.warmup_steps = 2
-    config.eval.validation_images = config.eval.test_images = 64
-    config.eval.fit_images = 64
-    config.eval.samples = 4
-    config.eval.subset_images = 16
-    return config
-
-
-_CHANGES = {"": lambda config: config, "small": _small, "smoke": _smoke}
+VARIANTS = {"": lambda config: None, "small": _small, "smoke": default.smoke}

@@ -1,16 +1,14 @@
 """What simple codes need for the same test images, in bits/dim: to read the models' figures against.
 
-    python -m experiments.anchors --dataset=cifar10 --data_dir=DIR [--sources=DIR] --out=FILE.json
+    python -m experiments.anchors --dataset=cifar10 --data_dir=DIR --out=experiments/results/anchors/cifar10.json
 
 `uniform` and the histogram per position are distributions of the integers; the Gaussian is a density, measured at
 pixels to which a uniform draw of [0, 1) was added: its mean bounds that of the integers from above (Theis et al. 2016).
-PNG, WebP and JPEG XL are counted by their files. `--sources`: a folder of the files from which the images were
-decoded (CIFAR-10 (JPEG) is made of JPEG files), which are a lossless code for them, too.
+PNG, WebP and JPEG XL are counted by their files.
 """
 
 import argparse
 import contextlib
-import io
 import json
 import math
 from pathlib import Path
@@ -19,11 +17,11 @@ import numpy as np
 from PIL import Image, features
 
 from experiments.provenance import provenance
-from vqvae_jax.data import sources, transforms
-from vqvae_jax.data.images import MODES, ArraySource
+from vqvae_jax.data import sources
+from vqvae_jax.data.sources import ArraySource
 from vqvae_jax.errors import InputError
-from vqvae_jax.metric_writer import write_json
-from vqvae_jax.pictures import SUFFIXES
+from vqvae_jax.evaluation.evaluate import CODECS, file_bits
+from vqvae_jax.training.record import write_json
 
 with contextlib.suppress(ImportError):
     import pillow_jxl  # noqa: F401 # pyright: ignore - optional, it teaches Pillow JPEG XL
@@ -64,50 +62,19 @@ def gaussian_bits(train: np.ndarray, test: np.ndarray) -> float:
     return nats / size / math.log(2)
 
 
-def file_bits(test: np.ndarray, kind: str, **options) -> float:
-    """Files of one image each, encoded losslessly by Pillow; every byte counts."""
-    size = 0
-    for image in test:
-        out = io.BytesIO()
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(out, kind, **options)
-        size += out.tell()
-    return 8 * size / test.size
-
-
-def source_bits(images: np.ndarray, folder: Path) -> float:
-    """Give bits/dim of the files from which images [N,H,W,C] were decoded, found by their pixels, the smallest of each.
-
-    Raises:
-        InputError: of an image there is none.
-    """
-    mode, sizes = MODES[images.shape[-1]], {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() not in SUFFIXES:
-            continue
-        with contextlib.suppress(transforms.BadImage):
-            pixels = transforms.to_array(transforms.decode(path.read_bytes(), mode)).tobytes()
-            sizes[pixels] = min(path.stat().st_size, sizes.get(pixels, math.inf))
-    missing = sum(image.tobytes() not in sizes for image in images)
-    if missing:
-        raise InputError(f"{missing} of the {len(images)} images are in none of the {len(sizes)} files of {folder}")
-    return 8 * sum(sizes[image.tobytes()] for image in images) / images.size
-
-
-def anchors(train: ArraySource, validation: ArraySource, test: ArraySource, files: Path | None) -> dict[str, float]:
+def anchors(train: ArraySource, validation: ArraySource, test: ArraySource) -> dict:
     """Measure all that are installed; training images are those that models may see, validation included."""
     known = np.concatenate([train.images, validation.images])
     found = {
         "uniform": 8.0,
         "histogram per position": histogram_bits(known, test.images),
         "Gaussian, full covariance": gaussian_bits(known, test.images),
-        "PNG": file_bits(test.images, "PNG", optimize=True),
+        "PNG": file_bits(test.images, "PNG", **CODECS["png"]),
     }
     if features.check("webp"):
-        found["WebP, lossless"] = file_bits(test.images, "WEBP", lossless=True, quality=100, method=6)
+        found["WebP, lossless"] = file_bits(test.images, "WEBP", **CODECS["webp"])
     if ".jxl" in Image.registered_extensions():
         found["JPEG XL, lossless"] = file_bits(test.images, "JXL", lossless=True, effort=9)
-    if files:
-        found["the source files themselves"] = source_bits(test.images, files)
     return found
 
 
@@ -117,7 +84,6 @@ def main():
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data_dir")
     parser.add_argument("--title")
-    parser.add_argument("--sources", type=Path, help="the files from which the test images were decoded")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     try:
@@ -126,7 +92,7 @@ def main():
         opened = [sources.SOURCES[arguments.dataset](split, arguments.data_dir) for split in sources.SPLITS]
         if not all(isinstance(split, ArraySource) for split in opened):
             raise InputError(f"{arguments.dataset} doesn't fit into memory, which the full covariance needs")
-        found = anchors(*opened, arguments.sources)  # pyright: ignore - all are ArraySource
+        found = anchors(*opened)  # pyright: ignore - all are ArraySource
     except InputError as error:
         parser.error(str(error))
     result = {

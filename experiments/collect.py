@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from experiments.provenance import provenance
-from vqvae_jax.metric_writer import read_record, write_json
+from vqvae_jax.training import checkpoint
+from vqvae_jax.training.record import read_record, write_json
 
 KEPT = ("evaluation.json", "figures/curves.png", "figures/reconstructions.png")
 OF_A_PRIOR = ("figures/prior_curves.png", "figures/samples.png")
@@ -34,6 +35,24 @@ def copy_record(run: Path, path: Path) -> list[dict]:
     return record
 
 
+def copy_checkpoints(run: Path, target: Path) -> None:
+    """Copy a finished run's checkpoints without what only training needs, and without the data's path."""
+    for stage in (checkpoint.MODEL, checkpoint.PRIOR):
+        path = checkpoint.newest(run, stage, "fitted")
+        if path is None:
+            continue
+        meta, state = checkpoint.read_meta(path), checkpoint.read_arrays(path / "state")
+        meta["config"]["data"]["data_dir"] = None
+        with checkpoint.open_manager(target, stage) as manager:
+            checkpoint.save(
+                manager, {key: state[key] for key in ("params", "model_state", "average") if key in state}, meta
+            )
+        copy = checkpoint.folder(target, stage)
+        shutil.copytree(path / "fitted", copy / path.name / "fitted")
+        for note in copy.rglob("commit_success.txt"):  # orbax's, of where it was written
+            note.unlink()
+
+
 def main():
     """Copy one run."""
     parser = argparse.ArgumentParser(description="Copy a finished run to experiments/results/.")
@@ -43,6 +62,7 @@ def main():
     parser.add_argument("--data", required=True, help="which data, and where they are from")
     parser.add_argument("--commit", help="the code that trained; default: the one checked out")
     parser.add_argument("--note", default="", help="what else to know of the run")
+    parser.add_argument("--checkpoints", type=Path, help="a folder for what of the checkpoints a reader needs, if any")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     prior = (arguments.run / "prior").is_dir()
@@ -56,6 +76,8 @@ def main():
     if prior:
         of_prior = copy_record(arguments.run / "prior", arguments.out / "prior_metrics.jsonl")
         minutes += training_minutes(of_prior, config["prior"]["batch_size"])[-1][1]
+    if arguments.checkpoints:
+        copy_checkpoints(arguments.run, arguments.checkpoints)
     about = {
         "command": arguments.command,
         "data": arguments.data,

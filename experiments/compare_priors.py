@@ -21,13 +21,15 @@ import numpy as np
 
 from experiments.collect import training_minutes
 from experiments.provenance import provenance
-from vqvae_jax import builders, checkpoint, plots
-from vqvae_jax.api import Run, load_model
+from vqvae_jax import registry
 from vqvae_jax.errors import InputError
-from vqvae_jax.evaluate import evaluate
-from vqvae_jax.metric_writer import read_record, write_json
-from vqvae_jax.stages import CODES
-from vqvae_jax.train import train
+from vqvae_jax.evaluation import plots
+from vqvae_jax.evaluation.evaluate import evaluate
+from vqvae_jax.run import Run, load_model
+from vqvae_jax.training import checkpoint
+from vqvae_jax.training.loop import train
+from vqvae_jax.training.prior_stage import CODES
+from vqvae_jax.training.record import read_record, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -141,7 +143,7 @@ def compare(arguments) -> dict[str, dict]:
     rows, records = {}, {}
     for name in arguments.priors:
         run, workdir = train_prior(arguments, name)
-        source = builders.build_source(run.meta["config"]["data"], "test")
+        source = registry.build_source(run.meta["config"]["data"], "test")
         title = arguments.title or source.name
         rows[name] = row_of(run, workdir, source, arguments.images)
         records[name] = read_record(workdir / "prior")

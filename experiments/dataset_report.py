@@ -3,14 +3,14 @@
     python -m experiments.dataset_report --dataset=cifar10 --data_dir=DIR --out=experiments/results/datasets/cifar10
 
 Writes `table.md`, `table.csv` and `report.json`, and as SVG and PNG: `images_per_class`, `examples`,
-`resolution_deviation`, `resolutions`. One pass over the images, in parallel; what is kept of each is a few bytes.
+and, where sizes differ, `resolution_deviation` and `resolutions`. One pass over the images, in parallel; what is kept
+of each is a few bytes.
 """
 
 import argparse
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.provenance import provenance
-from vqvae_jax.data import sources, transforms
-from vqvae_jax.data.images import MODES, ArraySource, Opened, prepare_split
+from vqvae_jax.data import sources
+from vqvae_jax.data.splits import as_files, prepare_split
 from vqvae_jax.errors import InputError
 
 matplotlib.use("Agg")
@@ -35,7 +35,7 @@ AT_ONCE = 64
 NEAR = 10  # bits of 64 in which the perceptual hashes of near duplicates may differ
 NEAR_LEVELS = 8  # of 255, by which their 9x8 thumbnails may differ in the mean
 MANY = 10_000  # images, from which on a histogram's axis is logarithmic
-FLAT = 32  # levels between the darkest and the brightest place of a thumbnail; flatter images are all alike
+FLAT = 30  # levels of 255: images of a smaller standard deviation are so flat that many are alike
 NOTES = {
     "imagenet2012": "The founding report counts 100,000 test images and calls the validation images unlabelled. "
     "It is the other way round: the 100,000 test images of ILSVRC 2012 have no public labels and are not used, the "
@@ -72,41 +72,26 @@ def describe(pixels: np.ndarray | None, channels: int) -> tuple:
     return True, *numbers, thumbnail, unit.mean(0, dtype=np.float64), (unit**2).mean(0, dtype=np.float64)
 
 
-def decoded(opened: ArraySource | Opened, rows: np.ndarray) -> Iterator[np.ndarray | None]:
-    """Give the pixels of some images, None where they can't be decoded."""
-    if isinstance(opened, ArraySource):
-        yield from opened.images[rows]
-        return
-    for record in opened.records.read(opened.scan.index[rows]):
-        try:
-            yield transforms.to_array(transforms.decode(record.data, MODES[opened.channels]))
-        except transforms.BadImage:
-            yield None
-
-
-def read_split(opened: ArraySource | Opened, threads: int) -> Split:
+def read_split(source: sources.Source, threads: int) -> Split:
     """Look at every image once."""
-    if isinstance(opened, ArraySource):
-        labels, (height, width, channels) = opened.labels, opened.image_shape
-        widths, heights = np.full(len(labels), width), np.full(len(labels), height)
-        names = np.array([f"{opened.split}/{n}" for n in range(len(labels))])
-    else:
-        _, names, labels, widths, heights, _ = opened.scan
-        channels = opened.channels
+    columns = as_files(source).scan
+    labels, channels = columns["label"], source.image_shape[2]
     chunks = [np.arange(n, min(n + AT_ONCE, len(labels))) for n in range(0, len(labels), AT_ONCE)]
 
     def read(chunk):
-        columns = zip(*(describe(pixels, channels) for pixels in decoded(opened, chunk)), strict=True)
+        batches = (source.take(np.array([row])) for row in chunk)  # one by one, for they may differ in size
+        rows = [describe(batch["image"][0] if batch["mask"][0] else None, channels) for batch in batches]
         types = (bool, np.uint64, np.uint64, np.uint8, np.float64, np.float64)
-        return [np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)]
+        return [np.array(column, dtype) for column, dtype in zip(zip(*rows, strict=True), types, strict=True)]
 
     parts = []
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(labels), desc=opened.split, unit=" images") as progress:
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(labels), desc=source.split, unit=" images") as progress:
         for n in range(0, len(chunks), 4 * threads):  # so that no more than these wait in memory
             for part in pool.map(read, chunks[n : n + 4 * threads]):
                 parts.append(part)
                 progress.update(len(part[0]))
-    return Split(labels, widths, heights, names, *map(np.concatenate, zip(*parts, strict=True)))
+    about = [columns[field] for field in ("label", "width", "height", "name")]
+    return Split(*about, *map(np.concatenate, zip(*parts, strict=True)))
 
 
 def join(splits: list[Split]) -> Split:
@@ -123,13 +108,14 @@ def exact_duplicates(splits: list[Split]) -> list[list[str]]:
     return [sorted(map(str, group)) for group in groups if len(group) > 1]
 
 
-def near_duplicates(train: Split, test: Split) -> list[tuple[str, str, int]]:
+def near_duplicates(train: Split, test: Split) -> list[tuple[str, str, int, float]]:
     """Pair test images with the training image of the nearest hash that has nearly the same thumbnail, too.
 
-    Flat images agree in the hash whatever they show, so they have no near duplicates.
+    The third value is the number of bits in which the hashes differ, the fourth the test image's standard deviation:
+    flat images, as of a clear sky, have such a partner whatever they are of.
     """
-    known = train.decodable & (np.ptp(train.thumbnails, axis=(1, 2)) >= FLAT)
-    hashes, thumbnails, names = train.hashes[known], train.thumbnails[known], train.names[known]
+    hashes, thumbnails, names = (column[train.decodable] for column in (train.hashes, train.thumbnails, train.names))
+    deviations = 255 * np.sqrt(np.maximum(test.squares - test.means**2, 0).mean(1))
     pairs = []
     for row in np.flatnonzero(test.decodable):
         distance = np.bitwise_count(hashes ^ test.hashes[row])
@@ -138,7 +124,8 @@ def near_duplicates(train: Split, test: Split) -> list[tuple[str, str, int]]:
         found = found[off <= NEAR_LEVELS]
         if len(found):
             nearest = found[distance[found].argmin()]
-            pairs.append((str(test.names[row]), str(names[nearest]), int(distance[nearest])))
+            deviation = round(float(deviations[row]), 1)
+            pairs.append((str(test.names[row]), str(names[nearest]), int(distance[nearest]), deviation))
     return pairs
 
 
@@ -188,42 +175,38 @@ def draw_images_per_class(train: Split, class_names: tuple[str, ...], title: str
     return smallest
 
 
+def draw_histogram(values: np.ndarray, label: str, counted: str, title: str, path: Path) -> None:
+    """Draw how values are distributed; nothing where there is nothing to see, because they are all alike."""
+    if len(np.unique(values)) < 2:
+        return
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    axis.hist(values, bins=50, color="C0")
+    axis.set(xlabel=label, ylabel=counted, yscale="log" if len(values) > MANY else "linear", title=title)
+    save(figure, path.parent, path.name)
+
+
 def draw_sizes(splits: list[Split], class_count: int, title: str, out: Path) -> None:
     """Draw Figs. 4 and 5: how sizes deviate within classes, and how they are distributed."""
     sides = [np.sqrt(split.widths.astype(float) * split.heights) for split in splits]
     train, labels = sides[0], splits[0].labels
     members = [train[(labels == n) & (train > 0)] for n in range(class_count)]
-    deviations = [np.std(side) for side in members if len(side) > 1]
-    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    if np.any(deviations):
-        axis.hist(deviations, bins=40, color="C0")
-        axis.set(xlabel="standard deviation of √(width · height) within a class of training images", ylabel="classes")
-    else:
-        why = "all images of a class are of one size" if deviations else "no class has two training images"
-        axis.text(0.5, 0.5, why, ha="center", transform=axis.transAxes)
-        axis.set_axis_off()
-    axis.set_title(f"{title}: resolution deviation across classes")
-    save(figure, out, "resolution_deviation")
+    deviations = np.array([np.std(side) for side in members if len(side) > 1])
+    label = "standard deviation of √(width · height) within a class of training images"
+    draw_histogram(
+        deviations, label, "classes", f"{title}: resolution deviation across classes", out / "resolution_deviation"
+    )
     side = np.concatenate(sides)
-    side = side[side > 0]
-    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    axis.set(title=f"{title}: resolutions")
-    if np.ptp(side):
-        axis.hist(side, bins=60, color="C0")
-        axis.set(xlabel="√(width · height), pixels", ylabel="images", yscale="log" if len(side) > MANY else "linear")
-    else:
-        axis.text(0.5, 0.5, f"all {len(side):,} images are {size_range(splits)}", ha="center", transform=axis.transAxes)
-        axis.set_axis_off()
-    save(figure, out, "resolutions")
+    draw_histogram(side[side > 0], "√(width · height), pixels", "images", f"{title}: resolutions", out / "resolutions")
 
 
-def draw_examples(opened: ArraySource | Opened, title: str, size: int | None, out: Path) -> None:
+def draw_examples(opened: sources.Source, title: str, size: int | None, out: Path) -> None:
     """Draw Figs. 3 and 6: training crops standardised, as the network sees them, and back in colour."""
-    scale = (0.2, 1.0)
-    options = {"channels": None, "crop_scale": scale, "eval_crop": "random", "min_side": 32, "max_bad_images": 100}
-    if isinstance(opened, ArraySource) or opened.is_of_one_size():
+    if as_files(opened).of_one_size():
         size = None
-    source = prepare_split(opened, image_size=size, **options | {"min_side": 32 if size else 1})
+    scale, side = (0.2, 1.0), 32 if size else 1
+    source = prepare_split(
+        opened, image_size=size, crop_scale=scale, eval_crop="random", min_side=side, max_bad_images=100
+    )
     batch = source.take(np.arange(min(32, len(source))))
     images = batch["image"][batch["mask"]][:16]
     mean, std = (np.array(values)[: images.shape[-1]] for values in (MEAN, STD))
@@ -251,12 +234,13 @@ def report(dataset: str, title: str, data_dir: str | None, size: int | None, out
     validation_images, train = len(validation.labels), join([train, validation])
     del validation
     first = opened["train"]
-    class_names = first.class_names if isinstance(first, ArraySource) else first.records.class_names
+    class_names = first.class_names
     both = [train, test]
     out.mkdir(parents=True, exist_ok=True)
     mean, std = channel_statistics(train)
     small = sum(int(np.sum(np.minimum(split.widths, split.heights) < 32)) for split in both)
-    near = near_duplicates(train, test)
+    pairs = near_duplicates(train, test)
+    near, flat = [pair for pair in pairs if pair[3] >= FLAT], [pair for pair in pairs if pair[3] < FLAT]
     duplicates = exact_duplicates(both)
     result = {
         "dataset": title,
@@ -271,6 +255,7 @@ def report(dataset: str, title: str, data_dir: str | None, size: int | None, out
         "groups_of_equal_images": len(duplicates),
         "images_in_them": sum(map(len, duplicates)),
         "near_duplicates_of_training_images_in_test": len(near),
+        "flat_test_images_like_a_training_image": len(flat),
         "mean": mean,
         "standard_deviation": std,
         "smallest_classes": draw_images_per_class(train, class_names, title, out),
@@ -281,7 +266,9 @@ def report(dataset: str, title: str, data_dir: str | None, size: int | None, out
     result |= {
         "examples_of_equal_images": duplicates[:10],
         "examples_of_near_duplicates": near[:10],
+        "examples_of_flat_images": flat[:10],
         "near_means_at_most": {"bits_of_64": NEAR, "levels_of_255": NEAR_LEVELS},
+        "flat_means_a_standard_deviation_below": FLAT,
         "command": f"python -m experiments.dataset_report --dataset={dataset} --data_dir=DIR --out=DIR",
         **provenance(),
     }

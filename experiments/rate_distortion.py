@@ -1,12 +1,12 @@
 """Files of trained runs against PNG, WebP, JPEG XL and JPEG, on the same test images: lossless, and at matched rates.
 
-    python -m experiments.rate_distortion --runs NAME=RUN [...] --data_dir=DIR --images=1000 --out=DIR [--sources=DIR]
+    python -m experiments.rate_distortion --runs NAME=RUN [...] --data_dir=DIR --images=1000 --out=DIR
 
 The runs are of one data set; NAME is what tables call one. Lossless: all images in one `.vqz`, decoded again and
 compared, against what evaluation reports for them, and against a file an image of the other codecs. Lossy: codes alone,
 at log2 K bits a code and coded under the run's prior, against JPEG and WebP of many qualities. The headers of their
 files weigh much on small images, so JPEG stands there a second time by its coded coefficients alone (with the standard
-Huffman tables, which needn't be sent), and a `.vqz` is counted by its stream and the classes that it stores. Writes
+Huffman tables, which needn't be sent), and a `.vqz` is counted by its stream, classes included. Writes
 `table.md`, `result.json`, `curves.svg`, `curves.png` and `pictures.png`.
 """
 
@@ -22,13 +22,15 @@ import matplotlib
 import numpy as np
 from PIL import Image, features
 
-from experiments.anchors import file_bits, source_bits
 from experiments.provenance import provenance
-from vqvae_jax import api, builders, compress, metrics, plots
-from vqvae_jax.api import Run
-from vqvae_jax.data.images import Source
+from vqvae_jax import registry
+from vqvae_jax.codec import compress
+from vqvae_jax.data.splits import Source
 from vqvae_jax.errors import InputError
-from vqvae_jax.metric_writer import most_memory, write_json
+from vqvae_jax.evaluation import metrics, plots
+from vqvae_jax.evaluation.evaluate import CODECS, file_bits
+from vqvae_jax.run import Run, load
+from vqvae_jax.training.record import most_memory, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -44,8 +46,8 @@ QUALITIES = (*range(1, 13), 15, 18, 22, 26, 30, 35, 42, 50, 58, 65, 72, 80, 86, 
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 SHOWN = 8  # images, the first ones of the split
 LOSSLESS = {  # Pillow's names and options
-    "PNG": ("PNG", {"optimize": True}),
-    "WebP, lossless": ("WEBP", {"lossless": True, "quality": 100, "method": 6}),
+    "PNG": ("PNG", CODECS["png"]),
+    "WebP, lossless": ("WEBP", CODECS["webp"]),
     "JPEG XL, lossless": ("JXL", {"lossless": True, "effort": 9}),
 }
 
@@ -68,9 +70,10 @@ def needs_class(run: Run) -> bool:
 
 
 def nats_of_codes(run: Run, images: np.ndarray) -> np.ndarray:
-    """Give what the codec's stream needs for the codes of every image: under the headline prior, or given the class."""
+    """Give what the codec's stream needs for the codes of every image, and for its class if that is stored."""
     if needs_class(run):
-        return -run.trained_prior().log_prob_of_classes(run.encode(images)).max(axis=1)
+        log_frequencies = np.asarray(run.trained_prior().variables["fitted"]["log_class_frequencies"])
+        return -(run.trained_prior().log_prob_of_classes(run.encode(images)) + log_frequencies).max(axis=1)
     return run.measure(images)[f"rate/{run.prior}"]
 
 
@@ -103,7 +106,7 @@ def lossless(run: Run, images: np.ndarray) -> dict:
         "name_bytes": sizes.names,
         "header_bytes": sizes.total - sizes.stream - sizes.labels - sizes.names,
         "reported_bytes": reported,
-        "expected_stream_bytes": expected,  # given the class, where one is stored; else what is reported
+        "expected_stream_bytes": expected,  # with the class, where one is stored; else what is reported
         "stream_bits_per_dim": 8 * sizes.stream / images.size,
         "bits_per_dim": 8 * sizes.total / images.size,
         "reported_bits_per_dim": 8 * reported / images.size,
@@ -111,13 +114,10 @@ def lossless(run: Run, images: np.ndarray) -> dict:
     }
 
 
-def other_lossless(images: np.ndarray, sources: Path | None) -> dict[str, float]:
-    """Give bits/dim of the other codecs that are installed, and of the files from which the images were decoded."""
+def other_lossless(images: np.ndarray) -> dict:
+    """Give bits/dim of the other codecs that are installed."""
     installed = Image.registered_extensions().values()
-    found = {
-        name: file_bits(images, kind, **options) for name, (kind, options) in LOSSLESS.items() if kind in installed
-    }
-    return found | ({"the source files themselves": source_bits(images, sources)} if sources else {})
+    return {name: file_bits(images, kind, **options) for name, (kind, options) in LOSSLESS.items() if kind in installed}
 
 
 def quality(images: np.ndarray, others: np.ndarray) -> dict:
@@ -132,7 +132,7 @@ def lossy(run: Run, images: np.ndarray) -> dict:
         save_all(images, Path(folder))
         _, sizes = compress.compress(run, [folder], lossy=True, search_label=needs_class(run))
     pixels = np.prod(images.shape[:3])
-    uniform = np.prod(run.field) * np.log2(run.model.codebook_size) * len(images) / pixels
+    uniform = np.prod(run.grid) * np.sum(np.log2(run.model.codebook_sizes)) * len(images) / pixels
     coded = 8 * (sizes.stream + sizes.labels) / pixels
     found = {"bits_per_pixel_uniform": float(uniform), "bits_per_pixel": float(coded), "prior": name_of_prior(run)}
     return found | quality(images, run.reconstruct(images))
@@ -283,8 +283,7 @@ def _named(text: str) -> tuple[str, Path]:
 def command(arguments) -> str:
     """Say how to do it again, without the paths of this machine."""
     runs = " ".join(f"{name}=RUN" for name, _ in arguments.runs)
-    sources = " --sources=DIR" if arguments.sources else ""
-    return f"python -m experiments.rate_distortion --runs {runs} --data_dir=DIR --images={arguments.images}{sources}"
+    return f"python -m experiments.rate_distortion --runs {runs} --data_dir=DIR --images={arguments.images}"
 
 
 def about(run: Run) -> dict:
@@ -292,7 +291,7 @@ def about(run: Run) -> dict:
     config = run.meta["config"]
     return {
         "field": list(run.field),
-        "codebook_size": run.model.codebook_size,
+        "codebook_size": max(run.model.codebook_sizes),
         "likelihood": config["model"]["likelihood"],
         "steps": run.meta["step"],
         "batch_size": config["data"]["batch_size"],
@@ -311,15 +310,14 @@ def main():
     """Measure and write."""
     parser = argparse.ArgumentParser(description="Rate and distortion of runs and of other codecs.")
     parser.add_argument("--runs", type=_named, nargs="+", required=True, metavar="NAME=RUN")
-    parser.add_argument("--sources", type=Path, help="the files from which the test images were decoded")
     parser.add_argument("--data_dir")
     parser.add_argument("--title", help="what to call the data")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     try:
-        runs = {name: api.load(path, arguments.data_dir) for name, path in arguments.runs}
-        source = builders.build_source(next(iter(runs.values())).meta["config"]["data"], "test")
+        runs = {name: load(path, arguments.data_dir) for name, path in arguments.runs}
+        source = registry.build_source(next(iter(runs.values())).meta["config"]["data"], "test")
         if len(runs) < len(arguments.runs):
             raise InputError("two runs have one name: call them otherwise, NAME=RUN")
         if len({(run.meta["config"]["data"]["name"], *run.meta["image_shape"]) for run in runs.values()}) > 1:
@@ -331,7 +329,7 @@ def main():
             "num_images": len(images),
             "image_shape": list(source.image_shape),
             "lossless": {name: lossless(run, images) for name, run in runs.items()},
-            "other_lossless": other_lossless(images, arguments.sources),
+            "other_lossless": other_lossless(images),
             "lossy": {name: lossy(run, images) for name, run in runs.items()},
             "other_lossy": {kind: other_codec(images, kind) for kind in FORMATS},
             "command": command(arguments),

@@ -32,7 +32,7 @@ from PIL import Image
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from configs import quickstart
-from vqvae_jax import builders
+from vqvae_jax import registry
 from vqvae_jax.data.sources import ArraySource
 
 IMAGE_SHAPE = (8, 12, 3)
@@ -58,7 +58,8 @@ def photo_dir(tmp_path_factory) -> str:
 def config(photo_dir) -> dict:
     """A complete config of a tiny model on those photographs, as plain dicts."""
     config = quickstart.get_config("smoke").to_dict()
-    config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+    config["model"] |= {"hidden": 6, "residual_units": 4}
+    config["model"]["quantizer"] |= {"codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
     config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
     config["train"] |= {"num_steps": 6, "log_every": 1, "eval_every": 3, "checkpoint_every": 2}
     config["prior"]["name"] = "none"
@@ -70,7 +71,8 @@ def config(photo_dir) -> dict:
 def of_both_stages(photo_dir) -> dict:
     """A complete config of a tiny model and a tiny prior, as plain dicts."""
     config = quickstart.get_config("smoke").to_dict()
-    config["model"] |= {"hidden": 6, "residual_units": 4, "codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+    config["model"] |= {"hidden": 6, "residual_units": 4}
+    config["model"]["quantizer"] |= {"codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
     config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
     config["train"] |= {"num_steps": 3, "log_every": 1, "eval_every": 3, "checkpoint_every": 3}
     config["prior"] |= {"batch_size": 4, "num_steps": 6, "log_every": 1, "eval_every": 2, "features": 4}
@@ -95,7 +97,7 @@ def source(images) -> ArraySource:
 @pytest.fixture
 def model(config):
     """The tiny model of `config`."""
-    return builders.build_model(config["model"], IMAGE_SHAPE)
+    return registry.build_model(config["model"], IMAGE_SHAPE)
 
 
 @pytest.fixture

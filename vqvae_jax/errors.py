@@ -20,6 +20,13 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names)}"
 
 
+def at_least(section: str, **limits: tuple) -> None:
+    """Raise InputError unless every option of a section, given as (value, lowest), is in range."""
+    for key, (value, lowest) in limits.items():
+        if not value >= lowest:
+            raise InputError(f"{section}.{key} is {value}: it must be at least {lowest}")
+
+
 def is_out_of_space(error: BaseException | None) -> bool:
     """Tell whether an error, of Python or of a library in C++, or its cause says that the disk or a quota is full."""
     if error is None:

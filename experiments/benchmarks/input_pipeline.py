@@ -4,19 +4,19 @@
     python -m experiments.benchmarks.input_pipeline --peer=PEERS/bin/python [--images=DIR] [--out=FILE]
 
 One run, the same files, all kinds in turn, medians over rounds. `limit` is decoding, cropping and resizing files that
-are in memory already, with nothing around it, in the best number of threads. Without --images, 300 JPEG files
-are made of photographs in scikit-image. The last line is one JSON object; exit status 1 below the goal of 1.2.
+are in memory already, with nothing around it, in the best number of threads; `processes` is ours with data.num_workers.
+Without --images, 300 JPEG files are made of photographs in scikit-image. The last line is one JSON object; exit status
+1 below the goal of 1.2.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -24,10 +24,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from experiments.benchmarks.processes import Process
 from experiments.provenance import report
-from vqvae_jax.data import batches, records, transforms
-from vqvae_jax.data.images import Opened, prepare_split
-from vqvae_jax.data.statistics import scan
+from vqvae_jax.data import batches, image_files, sources, transforms
 
 GOAL, BATCH, SCALE = 1.2, 64, (0.2, 1.0)
 
@@ -48,14 +47,16 @@ def make_images(folder: Path, count: int = 300) -> None:
 
 def our_source(folder: Path):
     """Open the folder as any folder of images."""
-    opened = records.open_folder(str(folder))
     options = {"channels": None, "crop_scale": SCALE, "eval_crop": "centre", "min_side": 1, "max_bad_images": 0}
-    return prepare_split(Opened("folder", "train", opened, scan(opened), 3), image_size=128, **options)
+    splits = [sources.folder(split, str(folder)) for split in sources.SPLITS]
+    together = replace(splits[0], scan=np.concatenate([split.scan for split in splits]))
+    return sources.prepare_split(together, image_size=128, **options)
 
 
-def ours(source, threads: int, num_batches: int) -> float:
+def ours(source, threads: int, num_batches: int, workers: int = 0) -> float:
     """Images per second after the first batch."""
-    made = batches.train_batches(source, BATCH, 0, False, range(num_batches), threads)
+    steps = range(num_batches)
+    made = batches.train_batches(source, BATCH, 0, False, steps, threads, stage="model", num_workers=workers)
     next(made)
     start = time.perf_counter()
     count = sum(len(batch["image"]) for batch in made)
@@ -82,7 +83,7 @@ def limit(folder: Path, threads: int, num_batches: int) -> float:
     uniforms = np.random.default_rng(0).random((BATCH * num_batches, transforms.UNIFORMS))
 
     def one(n: int):
-        image = transforms.decode(files[n % len(files)], "RGB")
+        image = image_files.decode(files[n % len(files)], 3)
         transforms.crop_to(image, transforms.random_box(*image.size, SCALE, uniforms[n]), 128)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -91,21 +92,10 @@ def limit(folder: Path, threads: int, num_batches: int) -> float:
         return len(uniforms) / (time.perf_counter() - start)
 
 
-class Peer:
-    """torchvision in its own environment, asked line by line."""
-
-    def __init__(self, python: str, folder: Path, num_batches: int):
-        program = Path(__file__).with_name("torchvision_loader.py")
-        line = [python, str(program), str(folder), str(BATCH), str(num_batches)]
-        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, workers: int) -> dict:
-        """Measure one pass with so many workers."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps({"workers": workers}) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+def torchvision(python: str, folder: Path, num_batches: int) -> Process:
+    """Torchvision in its own environment, asked for one pass with so many workers."""
+    program = Path(__file__).with_name("torchvision_loader.py")
+    return Process([python, str(program), str(folder), str(BATCH), str(num_batches)])
 
 
 def own_mb() -> int:
@@ -129,7 +119,7 @@ def main():
         if not arguments.images:
             make_images(folder)
         source, num = our_source(folder), arguments.batches
-        peer = Peer(arguments.peer, folder, num) if arguments.peer else None
+        peer = torchvision(arguments.peer, folder, num) if arguments.peer else None
         times: dict[str, list[float]] = {}
         memory: dict[str, list[int]] = {}
 
@@ -142,20 +132,22 @@ def main():
                 before = own_mb()
                 add(f"ours_{workers}", ours(source, workers, num))
                 memory.setdefault(f"ours_{workers}_process_growth", []).append(own_mb() - before)
-                with mock.patch.object(transforms, "simplejpeg", None):
+                with mock.patch.object(image_files, "simplejpeg", None):
                     add(f"without_simplejpeg_{workers}", ours(source, workers, num))
                 if workers:
                     add(f"limit_{workers}", limit(folder, workers, num))
+                    add(f"processes_{workers}", ours(source, 0, num, workers))
                 if peer:
-                    answer = peer.ask(workers)
+                    answer = peer.ask(workers=workers)
                     add(f"torchvision_{workers}", answer["images_per_second"])
                     memory[f"torchvision_{workers}_each_worker"] = answer["worker_mb"]
     median = {name: round(statistics.median(values), 1) for name, values in times.items()}
     best = {
         kind: max((v, k) for k, v in median.items() if k.startswith(kind))
-        for kind in ("ours", "without_simplejpeg", "limit", "torchvision")
+        for kind in ("ours", "processes", "without_simplejpeg", "limit", "torchvision")
         if peer or kind != "torchvision"
     }
+    cores = len(os.sched_getaffinity(0))
     result = {
         "benchmark": "input_pipeline",
         "speedup": round(best["ours"][0] / best["torchvision"][0], 2) if peer else None,
@@ -166,11 +158,12 @@ def main():
         "share_of_limit": round(best["ours"][0] / best["limit"][0], 3),
         "best": {kind: name for kind, (_, name) in best.items()},
         "images_per_second": median,
+        "images_per_second_per_core": {kind: round(speed / cores, 1) for kind, (speed, _) in best.items()},
         "range": {name: [round(min(v), 1), round(max(v), 1)] for name, v in times.items()},
         "memory_mb": {
             name: values if "worker" in name and "torch" in name else max(values) for name, values in memory.items()
         },
-        "simplejpeg": transforms.simplejpeg is not None,
+        "simplejpeg": image_files.simplejpeg is not None,
         "data": arguments.data,
         "command": "python -m experiments.benchmarks.input_pipeline --peer=PEERS/bin/python",
         "rounds": arguments.rounds,

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from experiments.benchmarks.sampling import BATCH, FEATURES, FIELD, LAYERS, SIZE
 from experiments.provenance import report
-from vqvae_jax import sharding
 from vqvae_jax.priors import pixelcnn
 from vqvae_jax.priors.autoregressive import Autoregressive
-from vqvae_jax.train_step import init_state, make_train_step
+from vqvae_jax.training import sharding
+from vqvae_jax.training.step import init_state, make_train_step
 
 GOAL = 1.2
 
@@ -57,17 +57,17 @@ def main():
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    mesh, random = sharding.make_mesh(), np.random.default_rng(0)
+    random = np.random.default_rng(0)
     codes = random.integers(0, SIZE, (BATCH, *FIELD)).astype(np.int32)
-    batch = sharding.put_batch({"codes": codes, "label": np.zeros(BATCH, np.int32)}, mesh)
+    batch = sharding.put_batch({"codes": codes, "label": np.zeros(BATCH, np.int32)})
     networks = {
         "ours": pixelcnn.Network(FIELD, SIZE, 0, FEATURES, LAYERS, 0.0),
         "plain": PlainNetwork(FIELD, SIZE, FEATURES, LAYERS),
     }
-    priors = {name: Autoregressive(network, 0, 0.0) for name, network in networks.items()}
+    priors = {name: Autoregressive(network, (SIZE,), 0, 0.0) for name, network in networks.items()}
     optimizer = optax.adam(1e-3)
-    states = {name: init_state(prior, optimizer, 0, batch, mesh) for name, prior in priors.items()}
-    steps = {name: make_train_step(prior, optimizer, 0, mesh) for name, prior in priors.items()}
+    states = {name: init_state(prior, optimizer, 0, batch) for name, prior in priors.items()}
+    steps = {name: make_train_step(prior, optimizer, 0) for name, prior in priors.items()}
     times: dict[str, list[float]] = {name: [] for name in networks}
     for n in tqdm(range(arguments.rounds + 1), "rounds"):
         for name, step in steps.items():

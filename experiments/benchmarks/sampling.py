@@ -38,7 +38,7 @@ class Case:
     def __init__(self, field: tuple[int, int, int], batch: int):
         """Draw parameters and random numbers."""
         self.field, self.batch = field, batch
-        self.prior = Autoregressive(pixelcnn.Network(field, SIZE, 0, FEATURES, LAYERS, 0.0), 0, 0.0)
+        self.prior = Autoregressive(pixelcnn.Network(field, SIZE, 0, FEATURES, LAYERS, 0.0), (SIZE,) * field[2], 0, 0.0)
         self.codes = jnp.zeros((batch, *field), jnp.int32)
         example = {"codes": self.codes, "label": jnp.zeros(batch, jnp.int32)}
         self.variables = jax.jit(self.prior.init)(jax.random.key(0), example)

@@ -2,19 +2,15 @@
 
 All numbers are little-endian.
 
-    4   magic "VQZ1"
-    1   version of the format
-    1   flags: 1 = lossy (codes alone), 2 = labels of each image follow
+    4   magic "VQZ2": 2 is the version of the format
+    1   flags: 1 = lossy (codes alone), 2 = the stream begins with a label of each image
     2   label of all images, 65535 = none
     8   fingerprint of the image model and its prior
-    8   fingerprint of the environment (libraries, device, processor), which decoding must share
-    4   number of images N
-    2   number of sizes S
-    4   bytes of the names, n
-    n   names, zlib: relative paths separated by line feeds, in the order of the images
-    8   for each of S sizes: height (2), width (2), number of images (4); the images are ordered by size
-    2   for each image its label, if the flag says so
-    4   for each image the CRC-32 of its pixels as they are decoded, row by row
+    16  bytes of each of the four parts that follow
+    …   environment, zlib: lines, what decoding depends on besides the run
+    …   names, zlib: relative paths separated by line feeds, in the order of the images
+    …   for each size: height (2), width (2), number of images (4); the images are ordered by size
+    …   for each image a CRC-32 (4): of its pixels, row by row; in a lossy file of its codes, int32, tile by tile
     …   the stream of the range coder
     8   BLAKE2b of everything before
 
@@ -27,39 +23,30 @@ import zlib
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+import numpy as np
+
 from vqvae_jax.errors import InputError
 
-MAGIC, VERSION, NO_LABEL = b"VQZ1", 1, 65535
+MAGIC, NO_LABEL = b"VQZ2", 65535
 LOSSY, LABELS = 1, 2
-HEAD = struct.Struct("<4sBBH8s8sIHI")
-SIZE = struct.Struct("<HHI")
+HEAD = struct.Struct("<4sBH8s4I")
 CHECKSUM = 8
-BYTES_OF_LABEL = 2
 LONGEST_NAME, LONGEST_PART = 1024, 250  # bytes of a path, and of one of its parts
-MOST_BYTES_OF_NAMES, MOST_SIZES = 2**26, 2**16 - 1  # inflated
+MOST_BYTES_OF_NAMES, MOST_BYTES_OF_ENVIRONMENT = 2**26, 2**14  # inflated
 
 
 class Container(NamedTuple):
-    """Everything in a file: `sizes` are (height, width, number of images), `labels` one per image or empty."""
+    """Everything in a file: `sizes` are (height, width, number of images)."""
 
     lossy: bool
+    labels: bool
     label: int
     model: bytes
-    environment: bytes
+    environment: list[str]
     names: list[str]
     sizes: list[tuple[int, int, int]]
-    labels: list[int]
     crcs: list[int]
     stream: bytes
-
-
-def bytes_of_names(container: Container) -> int:
-    """Give how many bytes of a file are names."""
-    return len(_packed_names(container.names))
-
-
-def _packed_names(names: list[str]) -> bytes:
-    return zlib.compress("\n".join(names).encode(), 9)
 
 
 def checksum(data: bytes) -> bytes:
@@ -68,80 +55,74 @@ def checksum(data: bytes) -> bytes:
 
 
 def pack(container: Container) -> bytes:
-    """Write a file.
-
-    Raises:
-        InputError: there are more sizes, or longer names in all, than the format has room for.
-    """
-    c, names = container, _packed_names(container.names)
-    if len(c.sizes) > MOST_SIZES or len("\n".join(c.names).encode()) > MOST_BYTES_OF_NAMES:
-        raise InputError("these are more sizes or names of images than one file can hold: make several")
-    flags = LOSSY * c.lossy + LABELS * bool(c.labels)
-    numbers = len(c.names), len(c.sizes), len(names)
-    parts = [HEAD.pack(MAGIC, VERSION, flags, c.label, c.model, c.environment, *numbers), names]
-    parts += [SIZE.pack(*size) for size in c.sizes]
-    parts += [struct.pack(f"<{len(c.labels)}H", *c.labels), struct.pack(f"<{len(c.crcs)}I", *c.crcs), c.stream]
-    data = b"".join(parts)
+    """Write a file; InputError if there are longer names in all than the format has room for."""
+    c = container
+    if len("\n".join(c.names).encode()) > MOST_BYTES_OF_NAMES:
+        raise InputError("these are more names of images than one file can hold: make several")
+    parts = [write(getattr(c, name)) for name, (write, _) in PARTS.items()]
+    head = HEAD.pack(MAGIC, LOSSY * c.lossy + LABELS * c.labels, c.label, c.model, *map(len, parts))
+    data = b"".join([head, *parts, c.stream])
     return data + checksum(data)
 
 
 def unpack(data: bytes) -> Container:
-    """Read a file.
-
-    Raises:
-        InputError: it isn't one, is of another version, is damaged, or names files outside the output folder.
-    """
-    if len(data) < HEAD.size + CHECKSUM or data[:4] != MAGIC:
+    """Read a file; InputError if it isn't one, is of another version, damaged, or names files outside a folder."""
+    if len(data) < HEAD.size + CHECKSUM or data[:3] != MAGIC[:3]:
         raise InputError("this is no .vqz file, or the beginning of one")
-    if data[4] != VERSION:
-        raise InputError(f"this file is of version {data[4]} of the format, known is {VERSION}: use another version")
+    if data[:4] != MAGIC:
+        version = "0.1, which made it" if data[:4] == b"VQZ1" else "of a later version"
+        raise InputError(f"this file is of another format, {data[:4]!r}: decompress it with vqvae_jax {version}")
     if checksum(data[:-CHECKSUM]) != data[-CHECKSUM:]:
         raise InputError("this file is damaged: its checksum is wrong; get it again")
-    _, _, flags, label, model, environment, count, sizes, length = HEAD.unpack_from(data)
-    reader = _Reader(data[:-CHECKSUM], HEAD.size)
-    reader.check(4 * count)
-    names = _names(reader.take(length), count)
-    found = [SIZE.unpack(reader.take(SIZE.size)) for _ in range(sizes)]
-    if sum(number for _, _, number in found) != count or any(0 in size for size in found):
+    _, flags, label, model, *lengths = HEAD.unpack_from(data)
+    at, end = HEAD.size, len(data) - CHECKSUM
+    if sum(lengths) > end - at:
+        raise InputError("this file contradicts itself: it is shorter than it says")
+    found, count = {}, lengths[-1] // 4
+    for (name, (_, read)), length in zip(PARTS.items(), lengths, strict=True):
+        try:
+            found[name] = read(data[at : at + length], count)
+        except (zlib.error, ValueError) as error:
+            raise InputError(f"this file contradicts itself: its {name} can't be read: {error}") from error
+        at += length
+    if sum(number for _, _, number in found["sizes"]) != count or any(0 in size for size in found["sizes"]):
         raise InputError("this file contradicts itself: its sizes are not those of its images")
-    labels = struct.unpack(f"<{count}H", reader.take(2 * count)) if flags & LABELS else ()
-    crcs = struct.unpack(f"<{count}I", reader.take(4 * count))
-    return Container(
-        bool(flags & LOSSY), label, model, environment, names, found, list(labels), list(crcs), reader.rest()
-    )
+    return Container(bool(flags & LOSSY), bool(flags & LABELS), label, model, **found, stream=data[at:end])
 
 
-class _Reader:
-    def __init__(self, data: bytes, start: int):
-        self._data, self._at = data, start
+def deflated(lines: list[str]) -> bytes:
+    """Give the bytes of a part of a file that is text."""
+    return zlib.compress("\n".join(lines).encode(), 9)
 
-    def check(self, length: int) -> None:
-        if length > len(self._data) - self._at:
-            raise InputError("this file contradicts itself: it is shorter than it says")
 
-    def take(self, length: int) -> bytes:
-        self.check(length)
-        self._at += length
-        return self._data[self._at - length : self._at]
-
-    def rest(self) -> bytes:
-        return self._data[self._at :]
+def _inflated(packed: bytes, limit: int) -> list[str]:
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(packed, limit).decode()
+    if not inflate.eof:
+        raise ValueError("the text ends early, or is longer than any")
+    return text.split("\n") if text else []
 
 
 def _names(packed: bytes, count: int) -> list[str]:
-    """Inflate names, no further than so many can be long."""
-    limit = min((count + 1) * LONGEST_NAME, MOST_BYTES_OF_NAMES)
-    inflate = zlib.decompressobj()
-    try:
-        text = inflate.decompress(packed, limit).decode()
-    except (zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"this file contradicts itself: its names can't be read: {error}") from error
-    names = text.split("\n") if count else []
-    if not inflate.eof or len(names) != count or len(set(names)) != count:
-        raise InputError("this file contradicts itself: its names are not those of its images")
+    names = _inflated(packed, min((count + 1) * LONGEST_NAME, MOST_BYTES_OF_NAMES))
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError("they are not those of its images")
     for name in names:
         check_name(name)
     return names
+
+
+def _rows(dtype: str):
+    return lambda rows: np.array(rows, dtype).tobytes(), lambda data, count: np.frombuffer(data, dtype).tolist()
+
+
+# How each part is written, and read in a file of `count` images.
+PARTS = {
+    "environment": (deflated, lambda data, count: _inflated(data, MOST_BYTES_OF_ENVIRONMENT)),
+    "names": (deflated, _names),
+    "sizes": _rows("<u2,<u2,<u4"),
+    "crcs": _rows("<u4"),
+}
 
 
 def check_name(name: str) -> None:
@@ -149,8 +130,7 @@ def check_name(name: str) -> None:
     path = PurePosixPath(name)
     # What isn't UTF-8 on disk reads as halves of surrogate pairs.
     strange = any(c < " " or c in '\\:*?"<>|' or "\ud800" <= c <= "\udfff" for c in name)
-    if strange:
-        raise InputError(f"{name!r} can't be the name of an image in such a file: rename it")
-    long = len(name.encode()) > LONGEST_NAME or any(len(part.encode()) > LONGEST_PART for part in path.parts)
-    if not path.name or path.is_absolute() or ".." in path.parts or long:
+    long = [len(name.encode(errors="replace")) > LONGEST_NAME]
+    long += [len(part.encode(errors="replace")) > LONGEST_PART for part in path.parts]
+    if strange or not path.name or path.is_absolute() or ".." in path.parts or any(long):
         raise InputError(f"{name!r} can't be the name of an image in such a file: rename it")

@@ -1,5 +1,7 @@
 """Symbols to bytes and back under given probabilities: the only home of constriction, and of how it counts.
 
+What codes symbols calls `code` of an `Encoder` with them, or of a `Decoder`, which gives those that were coded.
+
 Probabilities become integer frequencies (of 2^24, none of them 0) in one place, inside constriction's `Categorical`;
 the same float32 numbers give the same frequencies on both sides, others give noise.
 """
@@ -19,13 +21,17 @@ SLACK = 1.01
 class Encoder:
     """Collects symbols; `finish` gives the bytes."""
 
+    knows_symbols = True
+
     def __init__(self):
         self._coder = _STREAM.queue.RangeEncoder()
 
-    def put(self, symbols: np.ndarray, probabilities: np.ndarray) -> None:
-        """Add integers [n], each with its probabilities float32 [n,size]."""
+    def code(self, probabilities: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        """Add integers [n], each with its probabilities float32 [n,size]; give them back."""
         if len(symbols):
-            self._coder.encode(np.ascontiguousarray(symbols, np.int32), _MODEL, _rows(probabilities))
+            rows = np.ascontiguousarray(probabilities, np.float32)
+            self._coder.encode(np.ascontiguousarray(symbols, np.int32), _MODEL, rows)
+        return symbols
 
     def finish(self) -> bytes:
         """Give all that was put in."""
@@ -35,27 +41,28 @@ class Encoder:
 class Decoder:
     """Gives symbols back in the order in which they were put; other bytes give other symbols, or an InputError."""
 
+    knows_symbols = False
+
     def __init__(self, data: bytes):
         words = np.frombuffer(data[: len(data) // WORD * WORD], "<u4").astype(np.uint32)
         self._coder = _STREAM.queue.RangeDecoder(words)
         # Beyond its end a stream goes on for ever; what was taken must not cost more than it has.
         self._bits_left = SLACK * 8 * len(data) + 256
 
-    def take(self, probabilities: np.ndarray) -> np.ndarray:
+    def code(self, probabilities: np.ndarray, symbols: object = None) -> np.ndarray:
         """Give the next integers int32 [n], from the probabilities float32 [n,size] with which they were put."""
         if not len(probabilities):
             return np.zeros(0, np.int32)
-        rows = _rows(probabilities)
+        rows = np.ascontiguousarray(probabilities, np.float32)
         try:
-            symbols = self._coder.decode(_MODEL, rows)
+            found = self._coder.decode(_MODEL, rows)
         except (AssertionError, ValueError) as error:
             raise InputError("this file is damaged: its stream was not made with this run's probabilities") from error
-        chosen = np.take_along_axis(rows, symbols[:, None], axis=1)
+        chosen = np.take_along_axis(rows, found[:, None], axis=1)
         self._bits_left += float(np.sum(np.log2(chosen + LEAST), dtype=np.float64))
         if self._bits_left < 0:
             raise InputError("this file is damaged: its stream is shorter than what it is said to hold")
-        return symbols
+        return found
 
 
-def _rows(probabilities):
-    return np.ascontiguousarray(probabilities, np.float32)
+Coder = Encoder | Decoder

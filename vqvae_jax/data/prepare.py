@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import io
 import logging
+import math
 import os
 import re
 import shutil
@@ -16,11 +17,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vqvae_jax.data.image_files import encode
 from vqvae_jax.errors import InputError, is_out_of_space
 
 try:
@@ -28,17 +31,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 CIFAR10_FILES = {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "test": ["test_batch.bin"]}
-FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-FASHION_MNIST_FILES = {"train": "train", "test": "t10k"}
-RESIZED_URL = "https://image-net.org/data/downsample/Imagenet"
-RESIZED_FILES = {  # size: split: files
-    32: {"train": ["32_train_npz.zip"], "validation": ["32_val_npz.zip"]},
-    64: {"train": ["64_train_part1_npz.zip", "64_train_part2_npz.zip"], "validation": ["64_val_npz.zip"]},
-}
 IMAGENET_FILES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000}
 TAR_END = 1024  # bytes, all zero, at the end of a tar
@@ -46,68 +41,51 @@ TAR_END = 1024  # bytes, all zero, at the end of a tar
 Examples = Iterator[tuple[str, dict]]
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 [H,W], [H,W,1] or [H,W,3] losslessly."""
-    out = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[2:] == (1,) else pixels).save(out, "PNG")
-    return out.getvalue()
+def _png_of_planes(planes: np.ndarray) -> bytes:
+    """Encode the red, green and blue planes of a square image."""
+    side = math.isqrt(planes.size // 3)
+    return encode(planes.reshape(3, side, side).transpose(1, 2, 0))
 
 
-def cifar10_examples(archive: Path, split: str) -> Examples:
+def cifar10_examples(split: str, archive: Path) -> Examples:
     """Read one split of the official binary archive: (key, {"id", "image" (PNG bytes), "label"})."""
-    number = 0
     with tarfile.open(archive) as tar:
-        members = {Path(member.name).name: member for member in tar if member.isfile()}
-        for name in CIFAR10_FILES[split]:
-            if name not in members:
-                raise InputError(f"{archive} holds no {name}: delete it, so that it is downloaded again")
-            file = tar.extractfile(members[name])
-            records = np.frombuffer(file.read() if file else b"", np.uint8).reshape(-1, CIFAR10_RECORD)
-            for record in records:
-                pixels = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
-                key = f"{split}_{number:05d}"
-                yield key, {"id": key, "image": png(pixels), "label": int(record[0])}
-                number += 1
+        members = {Path(member.name).name: member for member in tar}
+        if absent := [name for name in CIFAR10_FILES[split] if name not in members]:
+            raise InputError(f"{archive} holds no {absent[0]}: delete it, so that it is downloaded again")
+        files = [tar.extractfile(members[name]) for name in CIFAR10_FILES[split]]
+        records = np.frombuffer(b"".join(file.read() for file in files if file), np.uint8)
+    for number, record in enumerate(records.reshape(-1, CIFAR10_RECORD)):
+        key = f"{split}_{number:05d}"
+        yield key, {"id": key, "image": _png_of_planes(record[1:]), "label": int(record[0])}
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read a gzipped IDX file of bytes, MNIST's format: its last magic byte is the number of axes."""
-    raw = gzip.decompress(Path(path).read_bytes())
-    shape = np.frombuffer(raw, ">i4", raw[3], 4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+def fashion_mnist_examples(split: str, images: Path, labels: Path) -> Examples:
+    """Read one split from gzipped IDX files, which have headers of 16 and 8 bytes: (number, {"image", "label"})."""
+    pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
+    classes = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
+    for number, (image, label) in enumerate(zip(pixels, classes, strict=True)):
+        yield str(number), {"image": encode(image), "label": int(label)}
 
 
-def fashion_mnist_examples(images: Path, labels: Path) -> Examples:
-    """Read one split: (number, {"image" (PNG bytes), "label"})."""
-    for number, (pixels, label) in enumerate(zip(read_idx(images), read_idx(labels), strict=True)):
-        yield str(number), {"image": png(pixels), "label": int(label)}
-
-
-def imagenet_resized_examples(archives: list[Path], size: int) -> Examples:
+def imagenet_resized_examples(split: str, *archives: Path) -> Examples:
     """Read the zipped NumPy files of one split, whose labels count from 1."""
     for archive in archives:
         with zipfile.ZipFile(archive) as zipped:
             for name in sorted(zipped.namelist()):
                 with np.load(io.BytesIO(zipped.read(name)), allow_pickle=False) as part:
                     for number, (planes, label) in enumerate(zip(part["data"], part["labels"], strict=True)):
-                        pixels = planes.reshape(3, size, size).transpose(1, 2, 0)
-                        yield f"{name}{number}", {"image": png(pixels), "label": int(label) - 1}
+                        yield f"{name}{number}", {"image": _png_of_planes(planes), "label": int(label) - 1}
 
 
-def _members(archive: str, file, progress: tqdm | None = None) -> Iterator[tuple[str, bytes]]:
+def _members(archive: str, file) -> Iterator[tuple[str, bytes]]:
     """Stream the files of a tar: name and content; InputError after them if it doesn't end as a tar does."""
     end = 0  # where the zeros of a tar's end must be: at its start, where none are, unless it is read to the end
-    try:
-        with tarfile.open(fileobj=file, mode="r|") as tar:
-            for member in tar:
-                content = tar.extractfile(member) if member.isfile() else None
-                if content is not None:
-                    yield Path(member.name).name, content.read()
-                if progress is not None:
-                    progress.update(file.tell() - progress.n)
-            end = tar.offset
-    except tarfile.ReadError:
-        pass
+    with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            if member.isfile() and (content := tar.extractfile(member)):
+                yield Path(member.name).name, content.read()
+        end = tar.offset
     file.seek(end)
     if file.read(TAR_END) != bytes(TAR_END):  # which Python's reader doesn't ask for
         raise InputError(f"{archive} is cut off or damaged: download it again, and compare its MD5 sum with the site's")
@@ -115,51 +93,44 @@ def _members(archive: str, file, progress: tqdm | None = None) -> Iterator[tuple
 
 def _as_rgb_jpeg(data: bytes) -> bytes:
     """Encode again, at the best quality, what is no RGB JPEG."""
-    out = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").save(out, "JPEG", quality=100, subsampling=0)
-    return out.getvalue()
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return encode(np.asarray(image), "JPEG", quality=100, subsampling=0)
 
 
-def imagenet_train_images(archive: Path, progress: tqdm) -> Iterator[tuple[str, str, bytes]]:
+def _imagenet_train(archive: Path, file) -> Iterator[tuple[str, str, bytes]]:
     """Stream a tar of one tar per synset: (file name, synset, file)."""
-    with open(archive, "rb") as file:
-        for outer, content in _members(archive.name, file, progress):
-            if not re.fullmatch(r"n\d{8}\.tar", outer):
-                raise InputError(f"{archive} holds {outer}, not a tar per synset: it isn't the official archive")
-            for name, data in _members(f"{outer} in {archive.name}", io.BytesIO(content)):
-                yield name, Path(outer).stem, data
+    for outer, content in _members(archive.name, file):
+        if not re.fullmatch(r"n\d{8}\.tar", outer):
+            raise InputError(f"{archive} holds {outer}, not a tar per synset: it isn't the official archive")
+        for name, data in _members(f"{outer} in {archive.name}", io.BytesIO(content)):
+            yield name, Path(outer).stem, data
 
 
-def imagenet_validation_images(archive: Path, progress: tqdm, labels: list[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Stream a tar of images: (file name, synset, file); `labels` lists the synsets by the number in the name."""
-    with open(archive, "rb") as file:
-        for name, data in _members(archive.name, file, progress):
-            number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
-            if not number or not 1 <= int(number[1]) <= len(labels):
-                raise InputError(f"{archive} holds {name}, no official name: put the official archive there")
-            yield name, labels[int(number[1]) - 1], data
+def _imagenet_validation(archive: Path, file) -> Iterator[tuple[str, str, bytes]]:
+    """Stream a tar of images, whose names number TFDS's list of their synsets: (file name, synset, file)."""
+    labels = _import_tfds().core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    for name, data in _members(archive.name, file):
+        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
+        if not number or not 1 <= int(number[1]) <= len(labels):
+            raise InputError(f"{archive} holds {name}, no official name: put the official archive there")
+        yield name, labels[int(number[1]) - 1], data
 
 
-def imagenet_examples(archive: Path, read: Callable, official: int, not_rgb_jpeg: frozenset[str]) -> Examples:
-    """Stream an official archive once, one synset in memory: (file name, {"image", "label", "file_name"}).
+def imagenet_examples(split: str, archive: Path) -> Examples:
+    """Stream an archive once: (file name, {"image", "label", "file_name"}).
 
-    Args:
-        archive: its file.
-        read: one of the two functions above.
-        official: how many images it should hold; fewer are said, as those who made it may have wanted.
-        not_rgb_jpeg: the files that TFDS knows to be CMYK or PNG, which are converted.
+    Another number of images than the official one is said; the files that TFDS lists as CMYK or PNG are converted.
     """
-    layout = "{desc}: {percentage:3.0f}%|{bar:20}| [{elapsed}, {remaining} left{postfix}]"
-    number = 0
-    with tqdm(total=os.path.getsize(archive), desc=archive.name, bar_format=layout, mininterval=0.5) as progress:
-        for name, synset, data in read(archive, progress):
-            data = _as_rgb_jpeg(data) if name in not_rgb_jpeg else data
+    from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as stock
+
+    number, read = 0, {"train": _imagenet_train, "validation": _imagenet_validation}[split]
+    with open(archive, "rb") as raw, tqdm.wrapattr(raw, "read", archive.stat().st_size, desc=archive.name) as file:
+        for name, synset, data in read(archive, file):
+            data = _as_rgb_jpeg(data) if name in stock.CMYK_IMAGES + stock.PNG_IMAGES else data
             yield name, {"image": data, "label": synset, "file_name": name}
             number += 1
-            progress.set_postfix_str(f"{number} images", refresh=False)
-        progress.update(progress.total - progress.n)
-    if number != official:
-        print(f"{archive.name}: {number:,} images, not the {official:,} of ILSVRC 2012", flush=True)
+    if number != IMAGENET_COUNTS[split]:
+        print(f"{archive.name}: {number:,} images, not the {IMAGENET_COUNTS[split]:,} of ILSVRC 2012", flush=True)
 
 
 def _import_tfds():
@@ -170,18 +141,13 @@ def _import_tfds():
     return tfds
 
 
-def _label_feature(builder):
-    return builder.info.features["label"]
-
-
 def write_dataset(name: str, data_dir: str | None, splits: Callable) -> None:
-    """Write the TFDS data set `name` in ArrayRecord files; `splits(dl_manager, manual_dir)` gives examples by split."""
+    """Write the TFDS data set `name` in ArrayRecord files; `splits(download_manager)` gives examples by split."""
     tfds = _import_tfds()
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    manual_dir = Path(builder.data_path).parents[1 + name.count("/")] / "downloads" / "manual"  # TFDS's own place
-    builder._split_generators = lambda dl_manager: splits(dl_manager, manual_dir)  # pyright: ignore - of its sub-classes
+    builder._split_generators = splits  # pyright: ignore - of its sub-classes
     if name == "cifar10":  # the stock code reads the names from the archive
-        _label_feature(builder).names = list(CIFAR10_CLASSES)
+        builder.info.features["label"].names = list(CIFAR10_CLASSES)  # pyright: ignore - a FeaturesDict
     for remnant in Path(builder.data_path).parent.glob("incomplete.*"):
         shutil.rmtree(remnant, ignore_errors=True)  # of a preparation that was interrupted
     builder._log_download_bytes = lambda: None  # "Unknown size", as nothing is registered with TFDS
@@ -195,66 +161,49 @@ def _download(dl_manager, url: str) -> Path:
     except Exception as error:
         if is_out_of_space(error):
             raise
-        raise InputError(
-            f"cannot download {url} ({type(error).__name__}): check the network, "
-            "or name the folder of a prepared copy with --data_dir"
-        ) from error
+        what = f"cannot download {url} ({type(error).__name__})"
+        raise InputError(f"{what}: check the network, or name the folder of a prepared copy with --data_dir") from error
 
 
-def _cifar10(dl_manager, manual_dir):
-    archive = _download(dl_manager, CIFAR10_URL)
-    return {split: cifar10_examples(archive, split) for split in CIFAR10_FILES}
+def _downloaded(read: Callable, address: str, dl_manager, **files: list[str]) -> dict[str, Examples]:
+    """Give the examples of every split, which `read` takes from the files whose names fill the `address`."""
+    urls = {split: [address.format(name) for name in names] for split, names in files.items()}
+    return {split: read(split, *[_download(dl_manager, url) for url in urls[split]]) for split in urls}
 
 
-def _fashion_mnist(dl_manager, manual_dir):
-    def examples(prefix):
-        files = (f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz")
-        return fashion_mnist_examples(*(_download(dl_manager, FASHION_MNIST_URL + file) for file in files))
-
-    return {split: examples(prefix) for split, prefix in FASHION_MNIST_FILES.items()}
-
-
-def _imagenet_resized(dl_manager, manual_dir, size):
-    archives = {s: [_download(dl_manager, RESIZED_URL + f) for f in files] for s, files in RESIZED_FILES[size].items()}
-    return {split: imagenet_resized_examples(paths, size) for split, paths in archives.items()}
-
-
-def _imagenet2012(dl_manager, manual_dir):
-    from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as stock
-
-    folder = manual_dir
+def _imagenet2012(dl_manager) -> dict[str, Examples]:
+    folder = Path(dl_manager.download_dir) / "manual"
     for name in IMAGENET_FILES.values():
         if not (folder / name).is_file():
             raise InputError(
                 f"no {name} in {folder}: register at https://image-net.org/download-images, "
                 "download the ILSVRC 2012 archives of training and validation images and put them there"
             )
-    labels = _import_tfds().core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-    readers = {"train": imagenet_train_images, "validation": partial(imagenet_validation_images, labels=labels)}
-    not_rgb_jpeg = frozenset(stock.CMYK_IMAGES) | frozenset(stock.PNG_IMAGES)
-    return {
-        split: imagenet_examples(folder / name, readers[split], IMAGENET_COUNTS[split], not_rgb_jpeg)
-        for split, name in IMAGENET_FILES.items()
-    }
+    return {split: imagenet_examples(split, folder / name) for split, name in IMAGENET_FILES.items()}
 
 
-PREPARE = {
-    "cifar10": _cifar10,
-    "fashion_mnist": _fashion_mnist,
+_cifar10 = partial(_downloaded, cifar10_examples, "https://www.cs.toronto.edu/~kriz/{}")
+_resized = partial(_downloaded, imagenet_resized_examples, "https://image-net.org/data/downsample/Imagenet{}_npz.zip")
+PREPARE = {  # files by split
+    "cifar10": partial(_cifar10, train=["cifar-10-binary.tar.gz"], test=["cifar-10-binary.tar.gz"]),
+    "fashion_mnist": partial(
+        _downloaded,
+        fashion_mnist_examples,
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{}-ubyte.gz",
+        train=["train-images-idx3", "train-labels-idx1"],
+        test=["t10k-images-idx3", "t10k-labels-idx1"],
+    ),
     "imagenet2012": _imagenet2012,
-    "imagenet_resized/32x32": partial(_imagenet_resized, size=32),
-    "imagenet_resized/64x64": partial(_imagenet_resized, size=64),
+    "imagenet_resized/32x32": partial(_resized, train=["32_train"], validation=["32_val"]),
+    "imagenet_resized/64x64": partial(_resized, train=["64_train_part1", "64_train_part2"], validation=["64_val"]),
 }
 
 
 def open_dataset(name: str, split: str, data_dir: str | None):
     """Open a TFDS split for random access, images as file bytes; prepare the data set first if it is not there.
 
-    Returns:
-        The data source, the names of its classes, and the folder in which it lies.
-
-    Raises:
-        InputError: `data_dir` does not exist, the data set in it is damaged, or it can't be downloaded.
+    Gives the data source, the names of its classes, the number of channels, and the folder in which it lies. InputError
+    if `data_dir` does not exist, the data set in it is damaged, or it can't be downloaded.
     """
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)
@@ -262,57 +211,40 @@ def open_dataset(name: str, split: str, data_dir: str | None):
             raise InputError(f"no data folder {data_dir}: create it, or name the one that holds {name} with --data_dir")
     tfds = _import_tfds()
     stock = _stock_builder(tfds, name, data_dir)
-    folder = Path(stock.data_path)
+    folder, root = Path(stock.data_path), Path(stock.data_dir_root)
     if not folder.is_dir():
-        with _one_at_a_time(folder.parents[1 + name.count("/")]):
-            if not folder.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        with open(root / ".preparing", "w") as lock:  # goes with the process that holds it
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():  # nor has another process prepared it meanwhile
                 print(f"preparing {name} in {folder.parent}, once", flush=True)
                 write_dataset(name, data_dir, PREPARE[name])
         stock = _stock_builder(tfds, name, data_dir)
-    with _damaged(folder, name):
-        if split not in stock.info.splits:
-            raise FileNotFoundError(f"split {split}")
-        absent = [path for path in stock.info.splits[split].filepaths if not Path(path).is_file()]
-        if absent:
-            raise FileNotFoundError(Path(absent[0]).name)
+    try:
+        about = stock.info.splits[split]  # a split that isn't there is a KeyError
+        for path in about.filepaths:
+            os.stat(path)
         decoders = {"image": tfds.decode.SkipDecoding()}
         dataset = stock.as_data_source(split=split, decoders=decoders)  # pyright: ignore - wrapt hides the signature
-        if len(dataset) != stock.info.splits[split].num_examples:
-            raise FileNotFoundError(f"{stock.info.splits[split].num_examples - len(dataset)} images of {split}")
-    return dataset, tuple(_label_feature(stock).names), folder
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path):
-    """Wait while another process prepares data here; the lock goes with the process that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".preparing", "w") as lock:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        if len(dataset) != about.num_examples:
+            raise FileNotFoundError(f"{about.num_examples - len(dataset)} images of {split}")
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        what = f"{name} in {folder} is incomplete ({error})"
+        raise InputError(f"{what}: delete this folder and run again, so that it is prepared anew") from error
+    features: Any = stock.info.features
+    return dataset, tuple(features["label"].names), features["image"].shape[-1], folder
 
 
 def _stock_builder(tfds, name, data_dir):
     """Give the stock builder of `name`, which reads what the folder says of itself."""
-    where = data_dir or tfds.core.constants.DATA_DIR
+    where = f"{name} in {data_dir or tfds.core.constants.DATA_DIR}"
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except ValueError as error:
         if "File format is already set" not in str(error):
             raise
-        raise InputError(
-            f"{name} in {where} was prepared as TFRecord files, which need TensorFlow: "
-            "name another folder with --data_dir, in which it is prepared anew"
-        ) from error
+        what = f"{where} was prepared as TFRecord files, which need TensorFlow"
+        raise InputError(f"{what}: name another folder with --data_dir, in which it is prepared anew") from error
     except Exception as error:
-        raise InputError(f"{name} in {where} is damaged ({type(error).__name__}): delete it and run again") from error
-
-
-@contextlib.contextmanager
-def _damaged(folder, name):
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{name} in {folder} is incomplete ({error}): delete this folder and run again, so that it is prepared anew"
-        ) from error
+        raise InputError(f"{where} is damaged ({type(error).__name__}): delete it and run again") from error

@@ -4,19 +4,20 @@ Small sets are decoded once and kept in memory. An image's place in its split de
 so neither the way a data set was prepared nor the machine changes a run.
 """
 
-import hashlib
+import contextlib
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vqvae_jax.data import prepare, records, transforms
-from vqvae_jax.data.images import MODES, ArraySource, Opened, prepare_split
-from vqvae_jax.data.statistics import scan
+from vqvae_jax.data import image_files, prepare, transforms
+from vqvae_jax.data.image_files import SUFFIXES
+from vqvae_jax.data.splits import ArraySource, FileSource, Source, as_files, prepare_split
 from vqvae_jax.errors import InputError, suggest
 
 SPLITS = ("train", "validation", "test")
@@ -28,81 +29,98 @@ def check_split(split: str) -> None:
         raise InputError(f"unknown split {split!r}: known: {', '.join(SPLITS)}")
 
 
-def content_order(images: np.ndarray) -> np.ndarray:
+def in_content_order(name: str, split: str, images: np.ndarray, labels, class_names: tuple[str, ...]) -> ArraySource:
     """Sort images by a digest of their pixels: an order that is random to the eye and the same everywhere."""
-    digests = [hashlib.blake2b(image, digest_size=8).digest() for image in images]
-    return np.argsort(np.array(digests), kind="stable")
-
-
-class Tfds(NamedTuple):
-    """What is to be known of a TFDS data set of images."""
-
-    channels: int
-    in_memory: bool
-    validation: int  # images of train, the first by digest; a tenth of smaller sets
-    test: str = "test"  # TFDS's name of the labelled images that are not for training
-
-
-TFDS = {
-    "cifar10": Tfds(channels=3, in_memory=True, validation=5000),
-    "fashion_mnist": Tfds(channels=1, in_memory=True, validation=5000),
-    "imagenet2012": Tfds(channels=3, in_memory=False, validation=10_000, test="validation"),
-    "imagenet_resized/32x32": Tfds(channels=3, in_memory=False, validation=10_000, test="validation"),
-    "imagenet_resized/64x64": Tfds(channels=3, in_memory=False, validation=10_000, test="validation"),
-}
-
-
-def open_tfds_split(name: str, split: str, data_dir: str | None) -> ArraySource | Opened:
-    """Open a data set of the table TFDS: in memory, or as records."""
-    check_split(split)
-    about = TFDS[name]
-    theirs = about.test if split == "test" else "train"
-
-    def part(total: int) -> slice:
-        held = min(about.validation, total // 10)
-        return {"train": slice(held, None), "validation": slice(held), "test": slice(None)}[split]
-
-    if about.in_memory:
-        images, labels, class_names = _tfds_arrays(name, theirs, data_dir)
-        return ArraySource(name, split, images[part(len(images))], labels[part(len(images))], class_names)
-    opened = records.open_tfds(name, theirs, data_dir)
-    return Opened(name, split, opened, scan(opened).keep(part(len(opened))), about.channels)
+    order = np.argsort(image_files.digests(images), kind="stable")
+    return ArraySource(name, split, images[order], np.array(labels, np.int32)[order], class_names)
 
 
 @lru_cache(maxsize=2)
-def _tfds_arrays(name: str, split: str, data_dir: str | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Decode all images of a TFDS split, in the order of their content: uint8 [N,H,W,C], labels int32 [N], classes."""
-    dataset, class_names, _ = prepare.open_dataset(name, split, data_dir)
-    found = dataset.__getitems__(list(range(len(dataset))))
-    mode = MODES[TFDS[name].channels]
-    with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda row: transforms.to_array(transforms.decode(row["image"], mode)), found)
-        images = np.stack(list(decoded))
-    order = content_order(images)
-    return images[order], np.array([row["label"] for row in found], np.int32)[order], class_names
+def _tfds_arrays(name: str, split: str, data_dir: str | None) -> ArraySource:
+    files = replace(_tfds_files(name, split, data_dir), max_bad_images=0)
+    batch = files.take(np.argsort(files.scan["number"]))
+    return in_content_order(name, split, batch["image"], batch["label"], files.class_names)
 
 
-def hash_share(name: str) -> float:
-    """Map a name to a number that looks uniform in [0, 1) and never changes."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+def _fetch_row(dataset, number: int) -> tuple[str, int, bytes]:  # which goes to other processes by its name
+    row = dataset[number]
+    return row.get("file_name", row.get("id", b"")).decode(), int(row["label"]), row["image"]
+
+
+def _tfds_files(name: str, split: str, data_dir: str | None) -> FileSource:
+    dataset, class_names, channels, folder = prepare.open_dataset(name, split, data_dir)
+    fetch = partial(_fetch_row, dataset)
+    cache = image_files.cache_of(str(folder.resolve()), split)
+    scan = image_files.scan(fetch, len(dataset), sorted(folder.glob("*.array_record*")), cache)
+    return FileSource(name, split, class_names, channels, scan, fetch, cache)
+
+
+def open_tfds(name: str, split: str, data_dir: str | None, *, read: Callable, test: str, validation: int) -> Source:
+    """Open a split of a TFDS data set, with one of the functions above.
+
+    Of its split "train" the first images by digest, `validation` or a tenth if that is less, are for validation;
+    `test` is its name of the labelled images that are not for training.
+    """
+    check_split(split)
+    opened = read(name, test if split == "test" else "train", data_dir)
+    held = min(validation, len(opened) // 10)
+    rows = {"train": slice(held, None), "validation": slice(held), "test": slice(None)}[split]
+    if isinstance(opened, FileSource):
+        return replace(opened, split=split, scan=opened.scan[rows])
+    return replace(opened, split=split, images=opened.images[rows], labels=opened.labels[rows])
 
 
 FOLDER_SHARES = {"test": (0.0, 0.1), "validation": (0.1, 0.2), "train": (0.2, 1.0)}
 
 
-def folder(split: str, data_dir: str | None) -> Opened:
-    """Any tree of images: a tenth each for test and validation, by a hash of the relative path."""
+def hash_share(name: str) -> float:
+    """Map a name to a number that looks uniform in [0, 1) and never changes."""
+    return int.from_bytes(image_files.digest(os.fsencode(name)), "big") / 2**64
+
+
+def _fetch_file(root: Path, names: list, labels: list, number: int) -> tuple[str, int, bytes]:
+    with contextlib.suppress(OSError):
+        return names[number], labels[number], (root / names[number]).read_bytes()
+    return names[number], labels[number], b""
+
+
+def folder(split: str, data_dir: str | None) -> FileSource:
+    """Any tree of images: a tenth each for test and validation, by a hash of the relative path.
+
+    Classes are the sub-folders, if every image lies in one. Hidden files do not count; others that are no images by
+    their suffix are counted when training opens the folder. InputError if it isn't there, or has too few images.
+    """
     check_split(split)
-    opened = records.open_folder(data_dir)
-    found = scan(opened)
+    if data_dir is None:
+        raise InputError("the data set 'folder' needs --data_dir=DIR, the folder of your images")
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise InputError(f"no data folder {root}: name the one that holds your images with --data_dir")
+    files = [path for path in image_files.files_below(root) if not any(part.startswith(".") for part in path.parts)]
+    names = [path.as_posix() for path in files if path.suffix.lower() in SUFFIXES]
+    if not names:
+        raise InputError(f"no images in {root}: known are files ending in {', '.join(sorted(SUFFIXES))}")
+    others = {path: path.suffix.lower() or "without suffix" for path in files if path.suffix.lower() not in SUFFIXES}
+    if others and split == "train":
+        first = {suffix: path for path, suffix in reversed(others.items())}
+        counts = Counter(others.values()).most_common(image_files.NAMED)
+        kinds = ", ".join(f"{count} {suffix} ({first[suffix]})" for suffix, count in counts)
+        print(f"{root}: {len(others)} files are left out, no images by their suffix: {kinds}", flush=True)
+    classes = sorted({name.split("/")[0] for name in names}) if all("/" in name for name in names) else ["image"]
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers.get(name.split("/")[0], 0) for name in names]
+    fetch = partial(_fetch_file, root, names, labels)
+    cache = image_files.cache_of(str(root.resolve()))
+    scan = image_files.scan(fetch, len(names), [root / name for name in names], cache)
     low, high = FOLDER_SHARES[split]
-    rows = np.array([low <= hash_share(str(name)) < high for name in found.names])
+    rows = np.array([low <= hash_share(name) < high for name in scan["name"].tolist()])
     if not rows.any():
         raise InputError(f"{len(rows)} images in {data_dir} are too few: none falls to the {split} split")
-    return Opened("folder", split, opened, found.keep(rows), 3)
+    return FileSource("folder", split, tuple(classes), 3, scan[rows], fetch, cache)
 
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle")
+PHOTO_FILES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 PHOTO_SIZE = 32
 PHOTO_REGIONS = {  # left, top, right, bottom as shares of the photograph; they do not overlap
     "train": (0.0, 0.0, 0.7, 1.0),
@@ -115,9 +133,8 @@ PHOTO_STRIDES = {"train": 8, "validation": 16, "test": 16}
 
 def photo_crops(photograph: Image.Image, split: str) -> list[np.ndarray]:
     """Cut 32x32 crops at several scales from the split's own region, which is cut out *before* it is reduced."""
-    shares = PHOTO_REGIONS[split]
     width, height = photograph.size
-    left, top, right, bottom = shares
+    left, top, right, bottom = PHOTO_REGIONS[split]
     region = photograph.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
     crops = []
     for scale in PHOTO_SCALES:
@@ -128,33 +145,33 @@ def photo_crops(photograph: Image.Image, split: str) -> list[np.ndarray]:
 
 
 def photos(split: str, data_dir: str | None) -> ArraySource:
-    """32x32 crops of five photographs that ship inside scikit-image; the label is the photograph.
+    """32x32 crops of five photographs that ship inside scikit-image, or lie in `data_dir`; the label is the photograph.
 
-    Args:
-        split: "train", "validation" or "test": three regions of every photograph that share no pixel.
-        data_dir: a folder that holds the photographs instead (for tests); None means scikit-image's own.
+    The splits are cut from three regions of every photograph that share no pixel.
     """
     import skimage
 
     check_split(split)
-    files = {"rocket": "rocket.jpg", "motorcycle": "motorcycle_left.png"}
     folder = Path(data_dir) if data_dir else Path(skimage.__file__).parent / "data"
-    images, labels = [], []
-    for label, name in enumerate(PHOTOS):
-        path = folder / files.get(name, f"{name}.png")
-        if not path.is_file():
-            raise InputError(f"no photograph {path}: reinstall scikit-image, or leave --data_dir out for photos")
-        crops = photo_crops(Image.open(path).convert("RGB"), split)
-        images += crops
-        labels += [label] * len(crops)
-    images = np.stack(images)
-    order = content_order(images)
-    return ArraySource("photos", split, images[order], np.array(labels, np.int32)[order], PHOTOS)
+    try:
+        photographs = [Image.open(folder / file).convert("RGB") for file in PHOTO_FILES]
+    except FileNotFoundError as error:
+        what = f"no photograph {error.filename}"
+        raise InputError(f"{what}: reinstall scikit-image, or leave --data_dir out for photos") from error
+    crops = [photo_crops(photograph, split) for photograph in photographs]
+    labels = np.repeat(np.arange(len(PHOTOS)), [len(of_one) for of_one in crops])
+    return in_content_order("photos", split, np.concatenate(crops), labels, PHOTOS)
 
 
-SOURCES: dict[str, Callable[[str, str | None], ArraySource | Opened]] = {
-    **{name: partial(open_tfds_split, name) for name in TFDS},
+_small = partial(open_tfds, read=_tfds_arrays, test="test", validation=5000)
+_large = partial(open_tfds, read=_tfds_files, test="validation", validation=10_000)
+SOURCES: dict[str, Callable[[str, str | None], Source]] = {
+    "cifar10": partial(_small, "cifar10"),
+    "fashion_mnist": partial(_small, "fashion_mnist"),
     "folder": folder,
+    "imagenet2012": partial(_large, "imagenet2012"),
+    "imagenet_resized/32x32": partial(_large, "imagenet_resized/32x32"),
+    "imagenet_resized/64x64": partial(_large, "imagenet_resized/64x64"),
     "photos": photos,
 }
 
@@ -169,42 +186,25 @@ def load_data(
     data_dir: str | None = None,
     image_size: int | None = None,
 ) -> tuple[Iterator, Iterator]:
-    """Give two lazy generators of (image, label), of training and of test images, for notebooks.
+    """Give two lazy generators of (image, label), `n_train` and `n_test` (None: all), for notebooks.
 
     Images are uint8 [H,W,C], or what `transformation` makes of them; labels are int. Nothing is read before the first
     one is asked for; the order is shuffled by `seed`, and no image is in both.
 
-    Args:
-        dataset: a name of the table SOURCES.
-        transformation: applied to every image.
-        n_train: how many training images; None: all.
-        n_test: how many test images; None: all.
-        seed: of the order.
-        data_dir: where the data set lies; None: its own place.
-        image_size: the side of square crops from the middle, in pixels; None: as the images are, or 128 if they differ.
-
-    Raises:
-        InputError: the data set is unknown.
+    `dataset` is a name of the table SOURCES (another is an InputError), which lies in `data_dir` (None: its own place).
+    `image_size` is the side of crops from the middle, in pixels; None: as the images are, or 128 if they differ.
     """
     if dataset not in SOURCES:
         raise InputError(f"unknown dataset {dataset!r}: {suggest(dataset, SOURCES)}")
 
     def images(split: str, count: int | None) -> Iterator:
         opened = SOURCES[dataset](split, data_dir)
-        size = image_size or (128 if isinstance(opened, Opened) and not opened.is_of_one_size() else None)
-        source = prepare_split(
-            opened,
-            image_size=size,
-            channels=None,
-            crop_scale=(1.0, 1.0),
-            eval_crop="centre",
-            min_side=1,
-            max_bad_images=len(opened.scan.index) if isinstance(opened, Opened) else 0,
-        )
-        for index in np.random.default_rng(seed).permutation(len(source))[:count]:
-            row = source.take(np.array([index]))
-            if row["mask"][0]:
-                image = row["image"][0]
-                yield transformation(image) if transformation else image, int(row["label"][0])
+        size = image_size or (None if as_files(opened).of_one_size() else 128)
+        source = prepare_split(opened, image_size=size, max_bad_images=len(opened))
+        for row in transforms.random_stream(f"load_data {split}", seed).permutation(len(source))[:count]:
+            batch = source.take(np.array([row]))
+            if batch["mask"][0]:
+                image = batch["image"][0]
+                yield transformation(image) if transformation else image, int(batch["label"][0])
 
     return images("train", n_train), images("test", n_test)

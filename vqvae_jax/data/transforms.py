@@ -1,15 +1,10 @@
 """Pure functions from images and random numbers to images."""
 
-import io
+import hashlib
 import math
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-try:  # The same pixels as Pillow's, and faster.
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
+from PIL import Image
 
 TRIES = 10
 # Random numbers that `random_box` takes: three for every try.
@@ -18,8 +13,10 @@ UNIFORMS = 3 * TRIES
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
-class BadImage(Exception):  # noqa: N818 - it is the file's error, not the program's
-    """An image file that can't be decoded to its end."""
+def random_stream(purpose: str, *numbers: int | np.integer) -> np.random.Generator:
+    """Give the random numbers of one purpose and, e.g., a seed and a step: streams that differ in any share nothing."""
+    key = repr((purpose, *map(int, numbers))).encode()
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
 
 
 def flip_where(images: np.ndarray, flips: np.ndarray) -> np.ndarray:
@@ -27,41 +24,11 @@ def flip_where(images: np.ndarray, flips: np.ndarray) -> np.ndarray:
     return np.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
-def decode(data: bytes, mode: str) -> Image.Image:
-    """Decode an image file to Pillow's `mode` ("L", "RGB" or "RGBA"); a rotation in its EXIF data is ignored.
-
-    Raises:
-        BadImage: the file is truncated, damaged or no image, or has an alpha channel that `mode` would lose.
-    """
-    if simplejpeg is not None and mode == "RGB" and data[:3] == b"\xff\xd8\xff":
-        try:
-            return Image.fromarray(simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, strict=True))
-        except ValueError:
-            pass  # CMYK, which Pillow converts, or damaged, which Pillow can say better
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"{image.mode} has more than 8 bits a channel")
-    except UnidentifiedImageError as error:
-        raise BadImage("its format is unknown") from error
-    except Exception as error:  # Pillow raises whatever its parsers stumble over
-        raise BadImage(f"{type(error).__name__}: {error}") from error
-    if "A" in mode or not image.has_transparency_data:
-        return image if image.mode == mode else image.convert(mode)
-    raise BadImage(f"it has an alpha channel, which {mode} would lose")
-
-
 def random_box(width: int, height: int, scale: tuple[float, float], uniforms: np.ndarray) -> Box:
     """Draw a square of a random share of the area, as torchvision's `RandomResizedCrop` with ratio 1 does.
 
-    Ten tries with an area uniform in `scale` times the image's; if none fits, the largest square in the middle.
-
-    Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        scale: the smallest and largest share of the area, above 0 and up to 1.
-        uniforms: UNIFORMS numbers in [0, 1), all the randomness there is.
+    Ten tries with an area uniform in `scale` (shares of the image's `width` x `height` pixels, above 0 and up to 1); if
+    none fits, the largest square in the middle. All randomness is in `uniforms`, UNIFORMS numbers in [0, 1).
     """
     low, high = scale
     for area, x, y in uniforms.reshape(TRIES, 3):

@@ -4,59 +4,70 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Key
 
-from vqvae_jax.models.trunk import Images, Latents, Trunk
+from vqvae_jax.errors import InputError, at_least
+from vqvae_jax.likelihoods.interface import Images
+from vqvae_jax.models.trunk import Family, Vectors
 
 
 @dataclass(frozen=True)
-class Autoencoder:
+class Autoencoder(Family):
     """An autoencoder with `latent_channels` real numbers a position."""
 
-    trunk: Trunk
     latent_channels: int
 
-    def init(self, key: Key[Array, ""], images: Images):
-        """Draw the networks."""
-        encoder_key, decoder_key = jax.random.split(key)
-        return {"params": self.trunk.init(encoder_key, decoder_key, images, self.latent_channels), "state": ()}
+    latents = "continuous"
+    has_bound = False
+    samples_latents = True
+    prior_name = None
 
-    def loss(self, variables, batch, key: Key[Array, ""]):
+    def __post_init__(self):
+        super().__post_init__()
+        at_least("model", latent_channels=(self.latent_channels, 1))
+
+    def init(self, key: Key[Array, ""], images: Images) -> dict:
+        return {"params": self.trunk.init(key, images, self.latent_channels, self.latent_channels), "state": ()}
+
+    def loss(self, variables, batch: dict, key: Key[Array, ""]):
         """Give the distortion in nats per sub-pixel (or half the squared error) and (no state, metrics)."""
-        images, params = batch["image"], variables["params"]
-        distortion = self.trunk.training_distortion(params, self.trunk.encode(params, images), images)
-        return distortion, ((), {"loss_nats": distortion} | self.trunk.named_distortion(distortion))
+        z = self.encode(variables, batch["image"])
+        distortion, logged = self.trunk.training_distortion(variables["params"], z, batch["image"])
+        return distortion, ((), {"loss_nats": distortion} | logged)
 
-    def encode(self, variables, images: Images) -> Latents:
-        """Images to latents."""
-        return self.trunk.encode(variables["params"], images).astype(jnp.float32)
+    def encode(self, variables, images: Images) -> Vectors:
+        return self.trunk.encode(variables["params"], images, self.latent_channels)
 
-    def decode(self, variables, latents: Latents) -> Float[Array, "b h w p"]:
-        """Latents to the parameters of the likelihood."""
-        return self.trunk.decode(variables, latents)
+    def fit_sums(self, variables, images: Images, mask) -> dict:
+        """Add up the moments of latents less those of a gray image, and what the likelihood needs.
 
-    def decode_mean(self, variables, latents: Latents) -> Images:
-        """Latents to images, the mean of the likelihood rounded to 8-bit levels."""
-        return self.trunk.decode_mean(variables, latents)
+        Products of latents whose mean is large would lose the covariance in float32.
+        """
+        reference = self.encode(variables, jnp.full((1, *images.shape[1:]), 128, jnp.uint8))
+        shifted = (self.encode(variables, images) - reference) * mask.astype(jnp.float32).reshape(-1, 1, 1, 1)
+        flat = shifted.reshape(-1, self.latent_channels)
+        return super().fit_sums(variables, images, mask) | {
+            "reference": reference[0] * jnp.sum(mask),
+            "latent_sum": jnp.sum(shifted, axis=0),
+            "latent_products": jnp.matmul(flat.T, flat, precision="highest"),
+        }
 
-    def fit_sums(self, variables, images: Images, mask):
-        """Sum over the images that `mask` keeps what `fit` needs: the latents' moments."""
-        z = self.encode(variables, images)
-        kept = z * mask.astype(jnp.float32).reshape(-1, 1, 1, 1)
-        sums = self.trunk.fit_sums(variables["params"], z, images, mask)
-        flat, kept_flat = (x.reshape(-1, z.shape[-1]) for x in (z, kept))
-        products = jnp.matmul(flat.T, kept_flat, precision="highest") / (z.shape[1] * z.shape[2])
-        return sums | {"latent_sum": jnp.sum(kept, axis=0), "latent_products": products}
+    def fit(self, sums: dict) -> dict:
+        """Fit the ex-post Gaussian: a mean per position and channel [h,w,c], one covariance of channels [c,c].
 
-    def fit(self, sums):
-        """Fit the ex-post Gaussian: a mean per position and channel [h,w,c], one covariance of channels [c,c]."""
-        mean = sums["latent_sum"] / sums["num_images"]
-        flat = mean.reshape(-1, mean.shape[-1])
-        covariance = sums["latent_products"] / sums["num_images"] - flat.T @ flat / len(flat)
-        return {"latent_mean": mean, "latent_covariance": covariance} | self.trunk.fit(sums)
+        In float64, for the covariance is a difference of two large numbers.
+        """
+        fitted = super().fit(sums)
+        names = "latent_sum", "reference", "latent_products"
+        mean, reference, products = (np.asarray(fitted.pop(name), np.float64) / sums["num_images"] for name in names)
+        flat = mean.reshape(-1, self.latent_channels)
+        return fitted | {"latent_mean": mean + reference, "latent_covariance": (products - flat.T @ flat) / len(flat)}
 
-    def sample_latents(self, variables, key: Key[Array, ""], shape: tuple[int, int, int]) -> Latents:
+    def sample_latents(self, variables, key: Key[Array, ""], shape: tuple[int, int, int]) -> Vectors:
         """Draw from a Gaussian fitted to training latents ex post, which is no p(z); `shape` is [n, rows, columns]."""
+        if "latent_mean" not in variables["fitted"]:
+            raise InputError("the Gaussian of the latents is fitted when the run is finished: train on first")
         values, vectors = jnp.linalg.eigh(variables["fitted"]["latent_covariance"])
         root = vectors * jnp.sqrt(jnp.maximum(values, 0)).reshape(1, -1)
         noise = jax.random.normal(key, (*shape, self.latent_channels))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vqvae_jax import metrics
+from vqvae_jax.errors import InputError
+from vqvae_jax.evaluation import metrics
 from vqvae_jax.models.categorical import Categorical, kl_to_uniform
 
 # Uniform numbers are kept this far from 0 and 1, where the Gumbel distribution has no value.
@@ -25,7 +26,10 @@ class Gumbel(Categorical):
 
     temperature: float
 
-    headline_samples = 1
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise InputError(f"model.temperature is {self.temperature}: it must be above 0")
 
     def loss(self, variables, batch, key: Key[Array, ""]):
         """Give the relaxed negative ELBO in nats per sub-pixel, and (no state, metrics in bits/dim).
@@ -34,17 +38,13 @@ class Gumbel(Categorical):
         that can't be sent.
         """
         images, params = batch["image"], variables["params"]
-        log_q = self.log_q(params, images)
-        uniforms = jax.random.uniform(key, (log_q.size,)).reshape(log_q.shape)
-        weights = relaxed_draw(log_q, uniforms, self.temperature)
-        vectors = self._mixed(params, weights)
-        distortion = self.trunk.training_distortion(params, vectors, images)
+        log_q = self.posterior(variables, images)
+        weights = relaxed_draw(log_q, jax.random.uniform(key, (log_q.size,)).reshape(log_q.shape), self.temperature)
+        of_each = zip(jnp.unstack(weights, axis=-2), params["codebook"], strict=True)
+        vectors = [jnp.matmul(some, codebook, precision="highest") for some, codebook in of_each]
+        distortion, in_bits = self.trunk.training_distortion(params, jnp.concatenate(vectors, axis=-1), images)
         kl = jnp.mean(kl_to_uniform(log_q))
         total = distortion + kl / images[0].size
         rate = metrics.nats_to_bits_per_dim(kl, images.shape[1:])
-        result = {"loss_nats": total, "rate": rate, "relaxed_distortion": distortion / jnp.log(2.0)}
-        return total, ((), result | {"relaxed_bits_per_dim": rate + result["relaxed_distortion"]})
-
-    def _mixed(self, params, weights):
-        mixed = [weights[..., g, :] @ params["codebook"][g] for g in range(self.num_codebooks)]
-        return jnp.concatenate(mixed, axis=-1)
+        logged = {"loss_nats": total, "rate": rate, "relaxed_distortion": in_bits["distortion"]}
+        return total, ((), logged | {"relaxed_bits_per_dim": rate + in_bits["distortion"]})

@@ -1,127 +1,171 @@
-"""What every family is built around: encoder, decoder and likelihood; and what a family gives, `Bound`."""
+"""What every family is built around: encoder, decoder and likelihood, and what follows from these alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key
 
-from vqvae_jax.models.likelihoods import Likelihood, SquaredError, round_to_uint8
-from vqvae_jax.models.networks import Decoder, Encoder
+from vqvae_jax.errors import InputError, at_least, suggest
+from vqvae_jax.likelihoods.discretised import round_to_uint8
+from vqvae_jax.likelihoods.interface import Features, Images, PixelModel
+from vqvae_jax.likelihoods.sampling import draw_pixels
+from vqvae_jax.models.interface import ImageModel, Latents
+from vqvae_jax.models.networks import Decoder, Encoder, for_gradients
 
-Images = UInt8[Array | np.ndarray, "b h w c"]
-Latents = Float[Array, "b y x d"]  # y, x: rows and columns of the latent field
-# Any scale gives a valid bound; below a tenth of a level nothing is gained, and 0 would divide by zero.
-MIN_SCALE = 0.1
-
-
-class Bound(NamedTuple):
-    """Nats per image, float32 [B] each: NLL <= rate + distortion, -log p(z) (or the KL) and -log P(x | z)."""
-
-    rate: Array
-    distortion: Array
-
-
-class LogSum(NamedTuple):
-    """A sum that is added up from the logarithms of its terms: log of the largest so far, and the sum over it.
-
-    Adding up logarithms themselves rounds every time, and at -10,000 nats a thousand roundings can raise the sum.
-    """
-
-    largest: Array
-    total: Array
-
-    @classmethod
-    def of_nothing(cls, size: int) -> "LogSum":
-        """Start `size` sums at zero."""
-        return cls(jnp.full(size, -jnp.inf), jnp.zeros(size))
-
-    def add(self, term: Float[Array, "b"]) -> "LogSum":
-        """Add a term, given by its logarithm."""
-        largest = jnp.maximum(self.largest, term)
-        at = jnp.where(jnp.isfinite(largest), largest, 0.0)
-        return LogSum(largest, self.total * jnp.exp(self.largest - at) + jnp.exp(term - at))
-
-    def log(self, divisor: float | Array = 1.0) -> Float[Array, "b"]:
-        """Give the logarithm of the sum over `divisor`."""
-        return self.largest + jnp.log(self.total / divisor)
+Vectors = Float[Array, "b y x d"]
+# Of activations; all else is float32.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """The networks of a family without what lies between them.
+    """The networks of a family without what lies between them, for images of `channels`.
 
-    `params` has "encoder", "decoder" and, if the likelihood learns something of its own, "likelihood"; `variables` is
-    {"params", "state", "fitted"} of the family.
+    `params` has "encoder", "decoder" and, if the likelihood learns something of its own, "likelihood".
     """
 
-    encoder: Encoder
-    decoder: Decoder
-    likelihood: Likelihood
+    likelihood: PixelModel
+    channels: int
+    hidden: int
+    residual_units: int
+    residual_blocks: int
+    downsamplings: int
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
+    dtype: str  # of activations
+    rematerialise: bool  # compute activations again for gradients instead of keeping them
 
-    def init(self, encoder_key: Key[Array, ""], decoder_key: Key[Array, ""], images: Images, depth: int) -> dict:
-        """Draw the parameters, for latents of `depth` channels."""
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise InputError(f"unknown model.dtype {self.dtype!r}: {suggest(self.dtype, DTYPES)}")
+        at_least("model", hidden=(self.hidden, 1), residual_units=(self.residual_units, 1))
+        at_least("model", residual_blocks=(self.residual_blocks, 0), downsamplings=(self.downsamplings, 1))
+        if not min(self.pixel_std, default=1) > 0:
+            raise InputError(f"model.pixel_std is {self.pixel_std}: it must be above 0")
+        for name, values in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
+            if len(values) not in (1, self.channels):
+                raise InputError(
+                    f"model.{name} has {len(values)} values, the images have {self.channels} channels: "
+                    f"give {' or '.join(map(str, sorted({1, self.channels})))}"
+                )
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side for each latent."""
+        return 2**self.downsamplings
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of latents of an image; InputError if its sides aren't multiples of `factor`."""
+        if not height or not width or height % self.factor or width % self.factor:
+            raise InputError(f"images of {height}x{width} do not fit: sides must be multiples of {self.factor}")
+        return height // self.factor, width // self.factor
+
+    def init(self, key: Key[Array, ""], images: Images, features: int, depth: int) -> dict:
+        """Draw the networks, whose encoder gives `features` and whose decoder takes latents of `depth` channels."""
+        encoder_key, decoder_key, own_key = jax.random.split(key, 3)
         shown = jax.ShapeDtypeStruct(images.shape, jnp.float32)
-        params = {"encoder": self.encoder.lazy_init(encoder_key, shown)["params"]}
-        field = jax.eval_shape(self.encode, params, images).shape[:3]
-        latents = jax.ShapeDtypeStruct((*field, depth), jnp.float32)
-        params["decoder"] = self.decoder.lazy_init(decoder_key, latents)["params"]
-        own = self.likelihood.init(images.shape[-1])
-        return params | ({"likelihood": own} if own else {})
+        latents = jax.ShapeDtypeStruct((images.shape[0], *self.grid(*images.shape[1:3]), depth), jnp.float32)
+        own = self.likelihood.init(own_key, self.channels)
+        return {
+            "encoder": self.encoder(features).lazy_init(encoder_key, shown)["params"],
+            "decoder": self.decoder().lazy_init(decoder_key, latents)["params"],
+        } | ({"likelihood": own} if own else {})
+
+    def encoder(self, features: int) -> Encoder:
+        """Give the encoder, of so many features."""
+        return Encoder(**self._sizes(), features=features)
+
+    def decoder(self) -> Decoder:
+        """Give the decoder, whose features are the likelihood's."""
+        return Decoder(**self._sizes(), features=self.likelihood.features(self.channels))
+
+    def _sizes(self) -> dict:
+        names = ("hidden", "residual_units", "residual_blocks", "rematerialise")
+        return {name: getattr(self, name) for name in names} | {"scalings": self.downsamplings}
 
     def standardise(self, images: Images) -> Float[Array, "b h w c"]:
         """Map pixels to 0..1, subtract the mean and divide by the deviation."""
         mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (self.pixel_mean, self.pixel_std))
         return (jnp.asarray(images).astype(jnp.float32) / 255 - mean) / std
 
-    def encode(self, params, images: Images) -> Latents:
-        """Give the encoder's output."""
-        return jnp.asarray(self.encoder.apply({"params": params["encoder"]}, self.standardise(images)))
+    def encode(self, params: dict, images: Images, features: int) -> Vectors:
+        """Give the encoder's output, float32."""
+        return self._run(self.encoder(features), params["encoder"], self.standardise(images))
 
-    def raw(self, params, latents: Latents) -> Float[Array, "b h w r"]:
-        """Give the decoder's output."""
-        return jnp.asarray(self.decoder.apply({"params": params["decoder"]}, latents))
+    def decode(self, params: dict, vectors: Vectors) -> Features:
+        """Give the decoder's output, float32."""
+        return self._run(self.decoder(), params["decoder"], vectors)
 
-    def decode(self, variables, latents: Latents) -> Float[Array, "b h w p"]:
-        """Give the parameters of the likelihood; squared error has a scale (else NaN) once it is fitted."""
-        fitted = isinstance(self.likelihood, SquaredError)
-        own = variables["fitted"] if fitted else variables["params"].get("likelihood", {})
-        return self.likelihood.complete(self.raw(variables["params"], latents), own)
+    def training_distortion(self, params: dict, vectors: Vectors, images: Images) -> tuple[Array, dict[str, Array]]:
+        """Mean of the likelihood's loss over images and sub-pixels, and its metric: bits/dim where that is nats."""
+        loss = for_gradients(self.likelihood.loss, self.rematerialise)
+        distortion = jnp.mean(loss(params.get("likelihood", {}), self.decode(params, vectors), images))
+        name = self.likelihood.objective
+        return distortion, {name: distortion / jnp.log(2.0) if name == "distortion" else distortion}
+
+    def _run(self, network, params: dict, x) -> Float[Array, "b h w f"]:
+        params, x = jax.tree.map(lambda array: array.astype(DTYPES[self.dtype]), (params, x))
+        return jnp.asarray(network.apply({"params": params}, x)).astype(jnp.float32)
+
+
+def draw_each(draw: Callable, keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *s"]:
+    """Draw for every image with its own key, by a function of jax.random."""
+    return jax.vmap(lambda key: draw(key, shape))(keys)
+
+
+@dataclass(frozen=True)
+class Family(ImageModel):
+    """What families do alike, once `vectors` says what the decoder sees of latents."""
+
+    trunk: Trunk
+
+    def __post_init__(self):
+        """Refuse to weigh a rate that is trained against what is no likelihood."""
+        if self.draws_posterior and self.likelihood.objective != "distortion":
+            raise InputError(
+                f"the family {type(self).__name__} needs a likelihood to weigh its rate against, and squared_error is "
+                "none: choose e.g. model.likelihood=gaussian_channel"
+            )
+
+    @property
+    def likelihood(self) -> PixelModel:
+        return self.trunk.likelihood
+
+    def vectors(self, variables, latents: Latents) -> Vectors:
+        """Give what the decoder sees of latents: continuous ones as they are."""
+        return jnp.asarray(latents)
+
+    def likelihood_params(self, variables) -> dict:
+        """Give what the likelihood has learned and fitted of its own."""
+        return variables["params"].get("likelihood", {}) | variables["fitted"].get("likelihood", {})
+
+    def features(self, variables, latents: Latents) -> Features:
+        """Latents to what the likelihood sees."""
+        return self.trunk.decode(variables["params"], self.vectors(variables, latents))
 
     def distortion(self, variables, latents: Latents, images: Images) -> Float[Array, "b"]:
-        """-log P(x | z) in nats per image, in float32."""
-        return -jnp.sum(self.likelihood.log_prob(self.decode(variables, latents), images), axis=(1, 2, 3))
+        features = self.features(variables, latents)
+        log_prob = self.likelihood.log_prob(self.likelihood_params(variables), features, images)
+        return -jnp.sum(log_prob, axis=(1, 2, 3))
 
-    def decode_mean(self, variables, latents: Latents) -> Images:
-        """Give the mean of the likelihood, rounded to 8-bit levels."""
-        return round_to_uint8(self.likelihood.mean(self.decode(variables, latents)))
+    def decode(self, variables, latents: Latents) -> Images:
+        mean = self.likelihood.mean(self.likelihood_params(variables), self.features(variables, latents))
+        return round_to_uint8(mean)
 
-    def training_distortion(self, params, latents: Latents, images: Images) -> Float[Array, ""]:
-        """Mean of -log P(x | z) in nats per sub-pixel; of half the squared error, where that is trained."""
-        if isinstance(self.likelihood, SquaredError):
-            return jnp.mean(self.likelihood.loss(self.raw(params, latents), images))
-        return -jnp.mean(self.likelihood.log_prob(self.decode({"params": params}, latents), images))
+    def draw_images(self, variables, keys: Key[Array, "b"], latents: Latents) -> Images:
+        """Latents to images drawn from P(x | z)."""
+        features = self.features(variables, latents)
+        return draw_pixels(self.likelihood, self.likelihood_params(variables), features, keys, self.trunk.channels)
 
-    def named_distortion(self, distortion) -> dict[str, Array]:
-        """Give the training distortion under its name: bits/dim, or half the squared error."""
-        if isinstance(self.likelihood, SquaredError):
-            return {"half_squared_error": distortion}
-        return {"distortion": distortion / jnp.log(2.0)}
+    def fit_sums(self, variables, images: Images, mask) -> dict:
+        features = self.features(variables, self.encode(variables, images))
+        of_likelihood = self.likelihood.fit_sums(self.likelihood_params(variables), features, images, mask)
+        return {"num_images": jnp.sum(mask), "likelihood": of_likelihood}
 
-    def fit_sums(self, params, latents: Latents, images: Images, mask) -> dict[str, Array]:
-        """Sum over the images that `mask` keeps what `fit` needs."""
-        sums = {"num_images": jnp.sum(mask)}
-        if isinstance(self.likelihood, SquaredError):
-            squares = self.likelihood.squared_levels(self.raw(params, latents), images) * mask.reshape(-1, 1, 1, 1)
-            sums["squared_levels"] = jnp.sum(jnp.mean(squares, axis=(1, 2)), axis=0)
-        return sums
-
-    def fit(self, sums) -> dict[str, Array]:
-        """Turn sums over training images into the scale [C], in levels, of a Gaussian for squared error; else {}."""
-        if "squared_levels" not in sums:
-            return {}
-        return {"scale": jnp.maximum(jnp.sqrt(sums["squared_levels"] / sums["num_images"]), MIN_SCALE)}
+    def fit(self, sums: dict) -> dict:
+        """Fit the likelihood, and keep the other sums: some number always says that the run was finished."""
+        others = {name: value for name, value in sums.items() if name != "likelihood"}
+        of_likelihood = self.likelihood.fit(sums["likelihood"])
+        return others | ({"likelihood": of_likelihood} if of_likelihood else {})

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vqvae_jax import metrics
+from vqvae_jax.errors import at_least
+from vqvae_jax.evaluation import metrics
+from vqvae_jax.memory import at_once
 from vqvae_jax.models.categorical import Categorical, draw_codes, kl_to_uniform, log_prob_of
 
-# So many draws go through the decoder at once, so memory doesn't grow with their number.
+# So many draws go through the decoder at once on a CPU, so memory doesn't grow with their number.
 DRAWS_AT_ONCE = 5
 
 
@@ -38,13 +40,17 @@ def signals(log_weights: Float[Array, "s b"]) -> Signals:
 
 @dataclass(frozen=True)
 class Vimco(Categorical):
-    """Trained on the bound of `samples` draws, and reported by it."""
+    """Trained on the bound of `training_samples` draws, and reported by that of `samples`."""
 
     samples: int
+    training_samples: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least("model", samples=(self.samples, 1), training_samples=(self.training_samples, 2))  # they are compared
 
     @property
     def headline_samples(self) -> int:
-        """Draws of the bound that is reported."""
         return self.samples
 
     def loss(self, variables, batch, key: Key[Array, ""]):
@@ -54,7 +60,7 @@ class Vimco(Categorical):
         being constants (eq. 6 and 10); its value is the bound's.
         """
         images, params = batch["image"], variables["params"]
-        log_q = self.log_q(params, images)
+        log_q = self.posterior(variables, images)
         codes = self._draws(log_q, key)  # [S,B,h,w,G]
         log_q_of_draws = jax.vmap(log_prob_of, (None, 0))(log_q, codes)
         log_p = self._log_joint(params, codes, images)
@@ -69,20 +75,23 @@ class Vimco(Categorical):
         return result["loss_nats"], ((), result)
 
     def _draws(self, log_q, key):
-        uniforms = jax.random.uniform(key, (self.samples * log_q[..., 0].size,))
-        return jax.vmap(draw_codes, (None, 0))(log_q, uniforms.reshape(self.samples, *log_q.shape[:4]))
+        uniforms = jax.random.uniform(key, (self.training_samples * log_q[..., 0].size,))
+        return jax.vmap(draw_codes, (None, 0))(log_q, uniforms.reshape(self.training_samples, *log_q.shape[:4]))
 
     def _log_joint(self, params, codes, images):
-        """Give log P(x | z) p(z) of every draw, [S,B]; activations are made again for the gradient instead of kept."""
-        batch = images.shape[0]
-        size = next(n for n in range(min(DRAWS_AT_ONCE, self.samples), 0, -1) if self.samples % n == 0)
+        """Give log P(x | z) p(z) of every draw, [S,B].
+
+        Where they don't fit at once, activations are made again for the gradient instead of kept.
+        """
+        batch, draws = images.shape[0], self.training_samples
+        size = next(n for n in range(min(at_once(DRAWS_AT_ONCE), draws), 0, -1) if draws % n == 0)
         repeated = jnp.broadcast_to(images[None], (size, *images.shape)).reshape(-1, *images.shape[1:])
 
-        @jax.checkpoint
         def of_some(some):
-            distortion = self.distortion({"params": params}, some.reshape(-1, *some.shape[2:]), repeated)
+            distortion = self.distortion({"params": params, "fitted": {}}, some.reshape(-1, *some.shape[2:]), repeated)
             return -distortion.reshape(size, batch)
 
         log_p_z = -codes[0, 0].size * jnp.log(float(self.codebook_size))
-        parts = jax.lax.map(of_some, codes.reshape(-1, size, *codes.shape[1:]))
-        return parts.reshape(self.samples, batch) + log_p_z
+        chunks = codes.reshape(-1, size, *codes.shape[1:])
+        parts = jax.lax.map(jax.checkpoint(of_some), chunks) if len(chunks) > 1 else of_some(codes)
+        return parts.reshape(draws, batch) + log_p_z

@@ -8,27 +8,38 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vqvae_jax.priors.autoregressive import Autoregressive, Codes, Labels
+from vqvae_jax.errors import InputError
+from vqvae_jax.priors.interface import Codes, Labels, Prior
 
 BLOCK = 32  # codes whose probabilities are summed at once
 
 
 class Options(NamedTuple):
-    """How to draw: from softmax(logits / `temperature`), of the `top_k` (0: all) most probable codes, and of the
-    fewest of these that have `top_p` (1: all) of the probability.
-    """  # fmt: skip
+    """How to draw: from softmax(logits / `temperature`), of the most probable codes alone."""
 
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    top_k: int = 0  # of so many of the most probable codes; 0: all
+    top_p: float = 1.0  # of the fewest of these that have so much of the probability; 1: all
 
 
 AS_TRAINED = Options()
 
 
+def check_options(options: Options, codebook_size: int) -> None:
+    """Raise InputError if options of sampling are out of range."""
+    temperature, top_k, top_p = options
+    if not temperature > 0:
+        raise InputError(f"the temperature is {temperature}: it must be above 0")
+    if not 0 <= top_k <= codebook_size:
+        raise InputError(f"top_k is {top_k}: it must be 0 (all) to {codebook_size}, the number of codes")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p is {top_p}: it must be above 0, up to 1 (all)")
+
+
 def filtered(logits: Float[Array, "b k"], options: Options) -> Float[Array, "b k"]:
-    """The logits that are drawn from, -inf where a code is left out; the most probable code is always kept."""
-    logits = logits / options.temperature
+    """The logits that are drawn from, at most 0, -inf where a code is left out; the most probable one is always 0."""
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    logits = jnp.where(logits < 0, logits / options.temperature, 0)  # 0 however cold it is
     if options.top_k:
         lowest = jax.lax.top_k(logits, options.top_k)[0][:, -1:]
         logits = jnp.where(logits < lowest, -jnp.inf, logits)
@@ -43,11 +54,10 @@ def filtered(logits: Float[Array, "b k"], options: Options) -> Float[Array, "b k
 
 def draw(logits: Float[Array, "b k"], uniforms: Float[Array, "b"], options: Options) -> Int[Array, "b"]:
     """Draw a code a row with a number in [0, 1) each: the first at which the summed probabilities exceed it."""
-    logits = filtered(logits, options)
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(filtered(logits, options))
     sums, possible = running_sums(weights), weights > 0
     threshold = uniforms[:, None] * jnp.max(jnp.where(possible, sums, 0), axis=-1, keepdims=True)
-    numbers = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
+    numbers = jnp.arange(weights.shape[-1], dtype=jnp.int32)[None]
     return jnp.min(jnp.where(possible & (sums > threshold), numbers, numbers[:, -1:]), axis=-1)
 
 
@@ -62,7 +72,7 @@ def running_sums(x: Float[Array, "b k"]) -> Float[Array, "b k"]:
 
 
 def sample(
-    prior: Autoregressive,
+    prior: Prior,
     variables,
     codes: Codes,
     label: Labels,
@@ -71,35 +81,24 @@ def sample(
     options: Options = AS_TRAINED,
     keep: int | Int[Array, ""] = 0,
 ) -> Int[Array, "b h w g"]:
-    """Draw every code but the first `keep`, which stay as they are in `codes` [B,h,w,G].
+    """Draw every code but the first `keep`, which stay as they are in `codes`.
 
-    Args:
-        prior: the prior; its step is called once for every code.
-        variables: its parameters.
-        codes: where to begin; whatever is drawn is written over it.
-        label: class numbers, or None.
-        uniforms: numbers in [0, 1), a row for every code of the field in its order.
-        options: see `Options`; constants when compiled.
-        keep: how many codes are given.
+    `uniforms` are numbers in [0, 1), a row for every code of the field in its order; `options` are constants.
     """
-    b, h, w, groups = codes.shape
-    numbers = jnp.arange(h * w * groups).reshape(h, w * groups)
+    shape, flat = codes.shape, jnp.asarray(codes, jnp.int32).reshape(len(codes), -1)
 
     def one(carry, inputs):
-        (cache, codes), (n, u) = carry, inputs
-        logits, cache = prior.step(variables, cache, codes, n)
-        place, g = n // groups, n % groups
-        at = (0, place // w, place % w, g)
-        given = jax.lax.dynamic_slice(codes, at, (b, 1, 1, 1))
-        new = jnp.where(n < keep, given, draw(logits, u, options).reshape(b, 1, 1, 1))
-        return (cache, jax.lax.dynamic_update_slice(codes, new, at)), None
+        (cache, flat), (n, u) = carry, inputs
+        logits, cache = prior.step(variables, cache, flat.reshape(shape), n)
+        new = jnp.where(n < keep, flat[:, n], draw(logits, u, options))
+        return (cache, jax.lax.dynamic_update_index_in_dim(flat, new, n, axis=1)), None
 
-    def line(carry, inputs):
-        (cache, codes), (i, n, u) = carry, inputs
-        cache = prior.row(variables, cache, codes, i)
-        return jax.lax.scan(one, (cache, codes), (n, u))[0], None
+    def row(carry, inputs):
+        (cache, flat), (i, n, u) = carry, inputs
+        cache = prior.row(variables, cache, flat.reshape(shape), i)
+        return jax.lax.scan(one, (cache, flat), (n, u))[0], None
 
-    carry = prior.start(variables, b, label), jnp.asarray(codes, jnp.int32)
-    rows = jnp.arange(h), numbers, jnp.asarray(uniforms).reshape(h, w * groups, b)
-    (_, codes), _ = jax.lax.scan(line, carry, rows)
-    return codes
+    numbers = jnp.arange(flat.shape[1]).reshape(shape[1], -1)
+    inputs = jnp.arange(shape[1]), numbers, jnp.asarray(uniforms).reshape(*numbers.shape, len(codes))
+    (_, flat), _ = jax.lax.scan(row, (prior.start(variables, len(codes), label), flat), inputs)
+    return flat.reshape(shape)

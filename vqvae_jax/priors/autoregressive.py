@@ -1,13 +1,7 @@
-"""Priors that give each code a distribution from the codes before it, in the order row, column, g.
+"""A network as a prior: it gives each code a distribution from the codes before it, in the order row, column, g.
 
 A network (`pixelcnn`, `transformer`) is called with codes [B,h,w,G] and labels and gives all logits [B,h,w,G,K] at
-once; and it gives them one after the other, as the sampler and the entropy coder need them, by
-
-    start(batch_size, label) -> cache        before the first row
-    row(cache, codes, i) -> cache            before the first code of every row i
-    step(cache, codes, n) -> logits, cache   of code n, from the codes before it
-
-where `codes` is the field so far, of which nothing from code n on is looked at.
+once; and it gives them one after the other, by `start`, `row` and `step` (see `interface`).
 """
 
 from dataclasses import dataclass
@@ -15,11 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-Codes = Int[Array | np.ndarray, "b h w g"]
-Labels = Int[Array | np.ndarray, "b"] | None
+from vqvae_jax.priors.interface import Codes, Labels
 
 
 @dataclass(frozen=True)
@@ -30,33 +22,39 @@ class Autoregressive:
     """
 
     network: Any
+    codebook_sizes: tuple[int, ...]
     num_classes: int
     label_dropout: float
 
     def init(self, key: Key[Array, ""], batch: dict) -> dict:
         """Draw {"params", "state"} for codes of the shape of a batch's."""
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (batch["codes"], batch["label"]))
-        return {"params": self.network.lazy_init(key, shapes[0], self._known(shapes[1]))["params"], "state": ()}
+        codes = batch["codes"]
+        return {"params": self.network.init(key, codes, self._label(batch["label"], len(codes)))["params"], "state": ()}
 
     def loss(self, variables, batch: dict, key: Key[Array, ""]):
         """Give the training loss, nats per code, and (the next state, metrics)."""
-        codes, label = batch["codes"], self._known(batch["label"])
+        codes, label = batch["codes"], self._label(batch["label"], len(batch["codes"]))
         drop_key, label_key = jax.random.split(key)
         if label is not None and self.label_dropout:
             left_out = jax.random.bernoulli(label_key, self.label_dropout, label.shape)
             label = jnp.where(left_out, self.num_classes, label)
-        logits = self.network.apply(
-            {"params": variables["params"]}, codes, label, training=True, rngs={"dropout": drop_key}
-        )
-        loss = -jnp.mean(_log_prob_of_codes(logits, codes))
+        logits = self._apply(variables, codes, label, training=True, rngs={"dropout": drop_key})
+        loss = -jnp.mean(_log_prob_of_codes(self._of_codes(logits), codes))
         return loss, ((), {"loss_nats": loss, "bits_per_code": loss / jnp.log(2.0)})
 
     def logits(self, variables, codes: Codes, label: Labels = None) -> Float[Array, "b h w g k"]:
         """All logits at once; without a label those of the label "none", if the prior knows labels."""
-        return jnp.asarray(self.network.apply({"params": variables["params"]}, codes, self._or_none(label, len(codes))))
+        return self._of_codes(self._apply(variables, codes, self._label(label, len(codes))))
 
     def log_prob(self, variables, codes: Codes, label: Labels = None) -> Float[Array, "b"]:
-        """Give log p(codes | label) in nats, all positions at once."""
+        """Give log p(codes | label) in nats, all positions at once.
+
+        Without a label log p(codes): that of no label where training left some out, else exactly
+        log sum_y p(y) p(codes | y), with the class frequencies of training.
+        """
+        if label is None and self.num_classes and not self.label_dropout:
+            joint = self.log_prob_of_classes(variables, codes) + variables["fitted"]["log_class_frequencies"][None]
+            return jax.nn.logsumexp(joint, axis=1)
         return jnp.sum(_log_prob_of_codes(self.logits(variables, codes, label), codes), axis=(1, 2, 3))
 
     def log_prob_of_classes(self, variables, codes: Codes) -> Float[Array, "b classes"]:
@@ -65,37 +63,33 @@ class Autoregressive:
         found = jax.lax.map(lambda label: self.log_prob(variables, codes, jnp.full(len(codes), label)), labels)
         return found.T
 
-    def marginal_log_prob(self, variables, codes: Codes, log_frequencies: Float[Array, "classes"]) -> Float[Array, "b"]:
-        """Give log p(codes) in nats: of no label where training left some out, else log sum_y p(y) p(codes | y)."""
-        if not self.num_classes or self.label_dropout:
-            return self.log_prob(variables, codes)
-        joint = self.log_prob_of_classes(variables, codes) + log_frequencies[None]
-        return jax.nn.logsumexp(joint, axis=1)
-
     def start(self, variables, batch_size: int, label: Labels = None):
-        """The cache before the first row."""
-        return self._call("start", variables, batch_size, self._or_none(label, batch_size))
+        return self._apply(variables, batch_size, self._label(label, batch_size), method="start")
 
-    def row(self, variables, cache, codes: Codes, i: Int[Array, ""]):
-        """The cache before the first code of row `i`."""
-        return self._call("row", variables, cache, codes, i)
+    def row(self, variables, cache, codes: Codes, i: Int[Array, ""] | int):
+        return self._apply(variables, cache, codes, i, method="row")
 
-    def step(self, variables, cache, codes: Codes, n: Int[Array, ""]):
-        """The logits [B,K] of code `n`, and the cache."""
-        return self._call("step", variables, cache, codes, n)
+    def step(self, variables, cache, codes: Codes, n: Int[Array, ""] | int) -> tuple[Float[Array, "b k"], Any]:
+        logits, cache = self._apply(variables, cache, codes, n, method="step")
+        return self._of_codes(logits, n % len(self.codebook_sizes)), cache
 
-    def _call(self, method, variables, *arguments):
-        return self.network.apply({"params": variables["params"]}, *arguments, method=method)
+    def _of_codes(self, logits, g: Any = slice(None)):
+        """Leave out numbers that are no codes, where the codebooks of a position differ in size."""
+        if len(set(self.codebook_sizes)) == 1:
+            return logits
+        possible = jnp.arange(logits.shape[-1])[None] < jnp.asarray(self.codebook_sizes)[:, None]
+        return jnp.where(jnp.broadcast_to(possible[g], logits.shape), logits, -jnp.inf)
 
-    def _known(self, label):
-        return label if self.num_classes else None
+    def _apply(self, variables, *arguments, **options) -> Any:
+        return self.network.apply({"params": variables["params"]}, *arguments, **options)
 
-    def _or_none(self, label, batch_size):
-        if not self.num_classes or (label is None and not self.label_dropout):
+    def _label(self, label: Labels, batch_size: int):
+        """What the network gets for a label: None if it knows none, the one that means none if there is one."""
+        if not self.num_classes:
             return None
-        return jnp.full(batch_size, self.num_classes) if label is None else jnp.asarray(label)
+        return jnp.full(batch_size, self.num_classes) if label is None and self.label_dropout else label
 
 
 def _log_prob_of_codes(logits, codes):
-    chosen = jnp.take_along_axis(logits, jnp.asarray(codes)[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

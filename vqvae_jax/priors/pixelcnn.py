@@ -15,36 +15,29 @@ The sampler needs of the same network: `start`, `row` (the vertical stack of a w
 (the horizontal stack of one position, and the head of one code), each computing only what is new.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vqvae_jax.models.networks import convolution, kernel_init, product, shifts
+from vqvae_jax.models.convolutions import causal_convolution, kernel_init, product, shifts
+from vqvae_jax.priors.interface import Codes, Labels
 
-Codes = Int[Array | np.ndarray, "b h w g"]
-Labels = Int[Array | np.ndarray, "b"] | None
 ABOVE, LEFT = (2, 3), (1, 2)  # taps
 
 
 class Cache(NamedTuple):
-    """What the sampler keeps: features of two rows, and of one position.
+    """What the sampler keeps: features of two rows, and of one position."""
 
-    `bias` [B or 1,layers,2,2F] and `kernels` [layers,F,2F], with which the position to the left is seen, are constant.
-    `above`, an entry [B,w,F] per layer, are the vertical stack's inputs in the row above; `down` [w,layers,B,2F], what
-    the horizontal stack gets from the vertical one in this row; `seen` [layers,B,2F], what it gets at the next position
-    from there and from the left; `context` [B,F], what the head sees of all earlier positions.
-    """
-
-    bias: Array
-    kernels: Array
-    above: tuple[Array, ...]
-    down: Array
-    seen: Array
-    context: Array
+    bias: Array  # [B or 1,layers,2,2F], constant
+    kernels: Array  # [layers,F,2F], with which the position to the left is seen; constant
+    above: tuple[Array, ...]  # [B,w,F] of each layer, the vertical stack's inputs in the row above
+    down: Array  # [w,layers,B,2F], what the horizontal stack gets from the vertical one in this row
+    seen: Array  # [layers,B,2F], what it gets at the next position from there and from the left
+    context: Array  # [B,F], what the head sees of all earlier positions
 
 
 def gate(x: Float[Array, "*b f2"]) -> Float[Array, "*b f"]:
@@ -67,7 +60,7 @@ class GatedLayer(nn.Module):
 
     def vertical(self, v, bias):
         """The next v of all positions."""
-        return v + gate(convolution(v, self.above, ((1, 0), (1, 1))) + bias[:, None, None])
+        return v + gate(causal_convolution(v, self.above, ((1, 0), (1, 1))) + bias[:, None, None])
 
     def vertical_row(self, before, v, bias):
         """The next v [B,w,F] of one row, given the row above it, `before`."""
@@ -75,22 +68,15 @@ class GatedLayer(nn.Module):
         kernel = self.above.reshape(-1, 2 * self.features)
         return v + gate(product(jnp.concatenate(taps, axis=-1)[:, 0], kernel) + bias[:, None])
 
-    def downwards(self, v):
-        """What the horizontal stack gets of v."""
-        return product(v, self.down)
-
-    def horizontal(self, h, down, drop):
+    def horizontal(self, h, v, bias, drop):
         """The next h of all positions; `drop` is applied to the gates."""
-        gates = gate(convolution(h, self.left, ((0, 0), (1, 0))) + down)
+        down = product(v, self.down) + bias[:, None, None]
+        gates = gate(causal_convolution(h, self.left, ((0, 0), (1, 0))) + down)
         return h + product(drop(gates), self.out)
 
     def horizontal_step(self, h, seen):
         """The next h [B,F] of one position, `seen` [B,2F] being what it gets from the left and from v."""
         return h + product(gate(product(h, self.left[0, 1]) + seen), self.out)
-
-    def kernel_of_the_left(self):
-        """What multiplies h of the position to the left."""
-        return self.left[0, 0]
 
 
 class Network(nn.Module):
@@ -120,24 +106,17 @@ class Network(nn.Module):
 
     def __call__(self, codes: Codes, label: Labels, training: bool = False) -> Float[Array, "b h w g k"]:
         """All logits at once."""
-        codes, bias = jnp.asarray(codes), self.biases(label)
-        x = self.embed(codes)
+        bias, x, drop = self.biases(label), self.embed(codes), partial(self.drop, deterministic=not training)
         v = jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1] + self.position[None]
         h = jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1] + self.position[None]
-
-        def drop(gates):
-            return self.drop(gates, deterministic=not training)
-
         for n, layer in enumerate(self.stack):
             v = layer.vertical(v, bias[:, n, 0])
-            h = layer.horizontal(h, layer.downwards(v) + bias[:, n, 1][:, None, None], drop)
+            h = layer.horizontal(h, v, bias[:, n, 1], drop)
         return jnp.stack([self.head(h, self.earlier(codes, g), g) for g in range(self.field[2])], axis=-2)
 
     def biases(self, label: Labels) -> Float[Array, "b layers 2 f2"]:
         """What is added before the gates: [1,...], or [B,...] with labels."""
-        if self.label is None or label is None:
-            return self.bias[None]
-        return self.bias[None] + self.label[label]
+        return self.bias[None] + (0 if self.label is None or label is None else self.label[label])
 
     def embed(self, codes):
         """The sum of the embeddings of a position's codes."""
@@ -150,16 +129,15 @@ class Network(nn.Module):
 
     def head(self, context, earlier, g):
         """Logits of code `g` of a position: ReLU, 1x1, ReLU, 1x1."""
-        lines = (1,) * (context.ndim - 1)
-        hidden = product(nn.relu(context + earlier), self.hidden) + self.hidden_bias[g].reshape(*lines, -1)
-        return product(nn.relu(hidden), self.out[g]) + self.out_bias[g].reshape(*lines, -1)
+        axes = range(context.ndim - 1)
+        hidden = product(nn.relu(context + earlier), self.hidden) + jnp.expand_dims(self.hidden_bias[g], axes)
+        return product(nn.relu(hidden), self.out[g]) + jnp.expand_dims(self.out_bias[g], axes)
 
     def start(self, batch_size: int, label: Labels) -> Cache:
-        """The cache before the first row."""
         (_, w, _), f, dtype = self.field, self.features, self.bias.dtype
         return Cache(
             bias=self.biases(label),
-            kernels=jnp.stack([layer.kernel_of_the_left() for layer in self.stack]),
+            kernels=jnp.stack([layer.left[0, 0] for layer in self.stack]),
             above=tuple(jnp.zeros((batch_size, w, f), dtype) for _ in self.stack),
             down=jnp.zeros((w, self.layers, batch_size, 2 * f), dtype),
             seen=jnp.zeros((self.layers, batch_size, 2 * f), dtype),
@@ -174,7 +152,7 @@ class Network(nn.Module):
         for n, layer in enumerate(self.stack):
             above.append(v)
             v = layer.vertical_row(cache.above[n], v, cache.bias[:, n, 0])
-            down.append(layer.downwards(v) + cache.bias[:, n, 1][:, None])
+            down.append(product(v, layer.down) + cache.bias[:, n, 1][:, None])
         down = jnp.stack(down).transpose(2, 0, 1, 3)
         return cache._replace(above=tuple(above), down=down, seen=down[0])
 
@@ -183,12 +161,9 @@ class Network(nn.Module):
         _, w, groups = self.field
         place, g = n // groups, n % groups
         i, j = place // w, place % w
-        if groups == 1:
-            cache = self._column(cache, codes, i, j)
-        else:
-            cache = jax.lax.cond(g == 0, lambda: self._column(cache, codes, i, j), lambda: cache)
-        earlier = self.earlier(codes[:, i, j], g)
-        return self.head(cache.context, earlier, g), cache
+        column = partial(self._column, cache, codes, i, j)
+        cache = column() if groups == 1 else jax.lax.cond(g == 0, column, lambda: cache)
+        return self.head(cache.context, self.earlier(codes[:, i, j], g), g), cache
 
     def _column(self, cache, codes, i, j):
         """The cache at the start of a position: the horizontal stack sees the one to its left."""

@@ -5,24 +5,22 @@ learned. The first code is predicted from the position and the label alone. Cost
 codes, and the attention with its square: for small fields.
 """
 
-import math
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from vqvae_jax.models.networks import kernel_init, product
+from vqvae_jax.errors import InputError
+from vqvae_jax.models.convolutions import kernel_init, product
+from vqvae_jax.priors.interface import Codes, Labels
 
-Codes = Int[Array | np.ndarray, "b h w g"]
-Labels = Int[Array | np.ndarray, "b"] | None
 HEAD = 32  # channels of an attention head
 
 
 class Cache(NamedTuple):
-    """Keys and values [B,heads,n,channels] of every layer, and the labels' embedding [B or 1,F]."""
+    """Keys and values [B,n,heads,channels] of every layer, and the labels' embedding [B or 1,F]."""
 
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
@@ -45,21 +43,13 @@ class Block(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def heads(self, x: Float[Array, "b n f"]):
-        """Queries, keys and values [B,heads,n,channels]."""
-        b, n, f = x.shape
-        parts = product(self.norms[0](x), self.attention_in).reshape(b, n, 3, f // HEAD, HEAD)
-        return tuple(parts.transpose(2, 0, 3, 1, 4))
+        """Queries, keys and values [B,n,heads,channels]."""
+        parts = product(self.norms[0](x), self.attention_in)
+        return jnp.unstack(parts.reshape(*x.shape[:2], 3, self.features // HEAD, HEAD), axis=2)
 
-    def attend(self, queries, keys, values, visible):
-        """Mix the values of the places that are `visible` [queries,keys] to each query: [B,n,F]."""
-        scores = jnp.einsum("bhqc,bhkc->bhqk", queries, keys) / math.sqrt(HEAD)
-        weights = jax.nn.softmax(jnp.where(visible[None, None], scores, -jnp.inf), axis=-1)
-        mixed = jnp.einsum("bhqk,bhkc->bhqc", weights, values)
-        b, heads, n, channels = mixed.shape
-        return mixed.transpose(0, 2, 1, 3).reshape(b, n, heads * channels)
-
-    def rest(self, x, mixed, training=False):
-        """What follows the attention."""
+    def attend(self, x, heads, visible: Bool[Array, "q k"], training=False):
+        """Mix into x the values of the places that are `visible` to each query; then the MLP."""
+        mixed = jax.nn.dot_product_attention(*heads, mask=visible[None, None]).reshape(x.shape)
         x = x + self.drop(product(mixed, self.attention_out), deterministic=not training)
         hidden = nn.gelu(product(self.norms[1](x), self.mlp_in))
         return x + self.drop(product(hidden, self.mlp_out), deterministic=not training)
@@ -75,6 +65,11 @@ class Network(nn.Module):
     layers: int
     dropout: float
 
+    def __post_init__(self):
+        if self.features % HEAD:
+            raise InputError(f"prior.features is {self.features}: a transformer needs a multiple of {HEAD}")
+        super().__post_init__()
+
     def setup(self):
         (h, w, groups), size, f = self.field, self.codebook_size, self.features
         small = nn.initializers.normal(0.05)
@@ -88,34 +83,26 @@ class Network(nn.Module):
 
     def __call__(self, codes: Codes, label: Labels, training: bool = False) -> Float[Array, "b h w g k"]:
         """All logits at once."""
-        codes = jnp.asarray(codes)
-        groups, batch_size = self.field[2], codes.shape[0]
-        embedded = jnp.stack([self.embedding[g][codes[..., g]] for g in range(groups)], axis=-2)
-        before = jnp.pad(embedded.reshape(batch_size, -1, self.features), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        groups, num = range(self.field[2]), len(self.position)
+        embedded = jnp.stack([self.embedding[g][codes[..., g]] for g in groups], axis=-2)
+        before = jnp.pad(embedded.reshape(-1, num, self.features), ((0, 0), (1, 0), (0, 0)))[:, :-1]
         x = before + self.position[None] + self.of_label(label)[:, None]
-        places = jnp.arange(x.shape[1])
         for block in self.blocks:
-            queries, keys, values = block.heads(x)
-            mixed = block.attend(queries, keys, values, places[:, None] >= places[None])
-            x = block.rest(x, mixed, training)
+            x = block.attend(x, block.heads(x), jnp.tri(num, dtype=bool), training)
         x = self.norm(x).reshape(*codes.shape, self.features)
-        return jnp.stack([self.head(x[..., g, :], g) for g in range(groups)], axis=-2)
+        return jnp.stack([self.head(x[..., g, :], g) for g in groups], axis=-2)
 
     def of_label(self, label: Labels) -> Float[Array, "b f"]:
         """The labels' embedding; zeros [1,F] without."""
-        if self.label is None or label is None:
-            return jnp.zeros((1, self.features))
-        return self.label[label]
+        return jnp.zeros((1, self.features)) if self.label is None or label is None else self.label[label]
 
     def head(self, x, g):
         """Logits of code `g` of a position."""
-        return product(x, self.out[g]) + self.out_bias[g].reshape(*(1,) * (x.ndim - 1), -1)
+        return product(x, self.out[g]) + jnp.expand_dims(self.out_bias[g], range(x.ndim - 1))
 
     def start(self, batch_size: int, label: Labels) -> Cache:
-        """The cache before the first code."""
-        shape = (batch_size, self.features // HEAD, len(self.position), HEAD)
-        empty = tuple(jnp.zeros(shape, self.position.dtype) for _ in self.blocks)
-        return Cache(empty, empty, self.of_label(label))
+        empty = jnp.zeros((batch_size, len(self.position), self.features // HEAD, HEAD), self.position.dtype)
+        return Cache((empty,) * self.layers, (empty,) * self.layers, self.of_label(label))
 
     def row(self, cache: Cache, codes: Codes, i: Int[Array, ""]) -> Cache:
         """Nothing is known earlier of a row than of its codes."""
@@ -132,8 +119,7 @@ class Network(nn.Module):
         keys, values = [], []
         for block, old_keys, old_values in zip(self.blocks, cache.keys, cache.values, strict=True):
             query, key, value = block.heads(x)
-            keys.append(jax.lax.dynamic_update_slice_in_dim(old_keys, key, n, axis=2))
-            values.append(jax.lax.dynamic_update_slice_in_dim(old_values, value, n, axis=2))
-            x = block.rest(x, block.attend(query, keys[-1], values[-1], visible))
-        logits = self.head(self.norm(x)[:, 0], n % groups)
-        return logits, Cache(tuple(keys), tuple(values), cache.label)
+            keys.append(jax.lax.dynamic_update_slice_in_dim(old_keys, key, n, axis=1))
+            values.append(jax.lax.dynamic_update_slice_in_dim(old_values, value, n, axis=1))
+            x = block.attend(x, (query, keys[-1], values[-1]), visible)
+        return self.head(self.norm(x)[:, 0], n % groups), Cache(tuple(keys), tuple(values), cache.label)

@@ -1,0 +1,66 @@
+"""Batches that are gathered on the devices are those that the host makes, bit for bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vqvae_jax.data import batches
+from vqvae_jax.data.sources import ArraySource
+from vqvae_jax.training import feed, sharding
+
+ROOT, SIZE = Path(__file__).parents[2], 16
+STEPS = range(3, 12)  # of 21 images: 7 epochs
+CONFIG = {"seed": 5, "data": {"num_threads": 0, "num_workers": 0}}
+
+
+def make_source(dtype):
+    images = np.random.default_rng(0).integers(0, 256, (21, 4, 6, 3)).astype(dtype)
+    return ArraySource("tiny", "train", images, np.arange(21, dtype=np.int32), ("one",) * 21)
+
+
+def check(dtype, flip, stage):
+    """Compare the batches of `on_devices` with those of the host, and where they lie with `put_batch`."""
+    source = make_source(dtype)
+    found = list(feed.on_devices(stage, CONFIG, source, SIZE, flip, STEPS))
+    wanted = [batches.batch_at(source, SIZE, 5, flip, step, stage=stage) for step in STEPS]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+            assert one[key].dtype == other[key].dtype
+            assert one[key].sharding.is_equivalent_to(sharding.placed("data"), one[key].ndim)
+    flipped = [(one["image"] != source.images[one["label"]]).any((1, 2, 3)).mean() for one in wanted]
+    assert 0.3 < np.mean(flipped) < 0.7 if flip else not any(flipped)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "flip", "stage"), [("uint8", True, "model"), ("uint8", False, "prior"), ("int32", False, "prior")]
+)
+def test_batches_from_the_device_are_those_of_the_host(monkeypatch, dtype, flip, stage):
+    images, sent, put_batch = make_source(dtype).images, [], sharding.put_batch
+
+    def counted(batch):
+        sent.append(sum(x.nbytes for x in batch.values()))
+        return put_batch(batch)
+
+    monkeypatch.setattr(feed, "put_batch", counted)
+    rest = SIZE * (4 + 1)  # bytes of labels and mask
+    whole, numbers = rest + SIZE * images[0].nbytes, rest + SIZE * 8
+    for memory, expected in ((0, whole), (8 * images.nbytes - 1, whole), (8 * images.nbytes, numbers)):
+        monkeypatch.setattr(feed, "device_bytes", lambda memory=memory: memory)
+        sent.clear()
+        check(dtype, flip, stage)
+        assert sent == [expected] * len(STEPS)
+
+
+def test_eight_devices_get_their_rows_of_the_same_batches():
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_feed as test\n"
+    program += "test.feed.device_bytes = lambda: 10**9\n"
+    program += "assert test.feed.jax.device_count() == 8; test.check('uint8', True, 'model')"
+    flags = "--xla_force_host_platform_device_count=8"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True)

@@ -1,0 +1,59 @@
+"""What a quantizer is, and the straight-through estimator.
+
+A quantizer is a frozen dataclass of plain arguments: `params` move by gradient, `state` by `next_state`. The leading
+axes `*b` are free (images, audio, tokens); whatever dtype comes in, the arithmetic is float32.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+AnyArray = Array | np.ndarray
+Vectors = Float[AnyArray, "*b d"]
+Indices = Int[AnyArray, "*b g"]
+
+
+class Quantized(NamedTuple):
+    """Quantized vectors `z_q` float32 [*b, d], their `indices` int32 [*b, g], and `losses`: unweighted scalars."""
+
+    z_q: Array
+    indices: Array
+    losses: dict[str, Array]
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """The contract of every quantizer; `variables` is {"params": params, "state": state}."""
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]: ...  # K of each code of a position
+
+    @property
+    def dim(self) -> int: ...  # dimensions of a position of z_e
+
+    @property
+    def loss_weights(self) -> dict[str, float]: ...  # of `losses`; the training loss adds them up
+
+    @property
+    def has_distances(self) -> bool: ...  # whether `distances` exists, which sums over several codes need
+
+    def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[Any, Any]: ...  # params and state, from a first batch
+
+    def __call__(self, variables, z_e: Vectors, key: Key[Array, ""] | None = None) -> Quantized:
+        """Quantize; `z_q` carries the estimator's gradient. Deterministic without a key."""
+        ...
+
+    def look_up(self, variables, indices: Indices) -> Float[Array, "*b d"]: ...  # the vectors that indices stand for
+
+    def distances(self, variables, z_e: Vectors) -> Float[Array, "*b g k"]: ...  # squared, to every code
+
+    def next_state(self, variables, z_e: Vectors, indices: Indices, key: Key[Array, ""]) -> Any:
+        """Give the state after a training batch; the same state where nothing moves."""
+
+
+def straight_through(z_e: Float[AnyArray, "*s"], z_q: Float[AnyArray, "*s"]) -> Float[Array, "*s"]:
+    """Give exactly `z_q`, with a gradient that goes unchanged to `z_e` and not at all to `z_q` (sec. 3.2)."""
+    return jax.lax.stop_gradient(jnp.asarray(z_q)) + (z_e - jax.lax.stop_gradient(z_e))
