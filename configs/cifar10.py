@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> default.Config:
 
 
 def _small(config):
-    config.train.update(num_steps=25_000, eval_every=2500, checkpoint_every=2500)
+    config.train.update(num_steps=18_000, eval_every=1500, checkpoint_every=1500)
     config.prior.name = "pixelcnn"
 
 

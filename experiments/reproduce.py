@@ -57,8 +57,8 @@ TEMPERATURE = 0.1  # of its first q(z | x), in units of the VQ-VAE's mean square
 # NAME: variant of configs/families.py, and what it changes
 ROWS = {
     "cifar10": {
-        "vae": ("vae", {"train.num_steps": 25_000}),
-        "vqvae": ("vqvae", WITH_PRIOR | {"train.num_steps": 25_000}),
+        "vae": ("vae", {"train.num_steps": 18_000}),
+        "vqvae": ("vqvae", WITH_PRIOR | {"train.num_steps": 18_000}),
         "vqvae_gradient": ("vqvae_gradient", WITH_PRIOR | {"train.num_steps": 15_000}),
         "vqvae_softmax_embedding": ("vqvae", WITH_PRIOR | EMBEDDING | {"train.num_steps": 15_000}),
         "vqvae_softmax": ("vqvae", SOFTMAX | {"train.num_steps": 8_000}),
