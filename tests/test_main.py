@@ -94,7 +94,7 @@ def test_help_lists_every_mode_with_its_flags_and_the_configs():
     flags = {mode: re.findall(r"^  --(\w+)", text, re.MULTILINE) for mode, text in sections.items()}
     assert list(flags) == ["train", "evaluate", "reconstruct", "sample", "complete", "compress", "decompress"]
     assert flags["train"] == ["config", "workdir", "data_dir", "resume"]
-    assert flags["decompress"] == ["workdir", "input", "output", "overwrite"]
+    assert flags["decompress"] == ["workdir", "step", "input", "output", "overwrite"]
     assert {"temperature", "top_k", "top_p", "seed", "class", "overwrite"} < set(flags["sample"])
     assert re.search(r"--keep=SHARE .+ \[0\.5\]", sections["complete"])
     assert re.search(r"--top_k=K .+ \[0\]", sections["sample"])

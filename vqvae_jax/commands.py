@@ -50,9 +50,9 @@ def train(*, config: dict, workdir: Place, data_dir: str | None = None, resume: 
     return run
 
 
-def evaluate(*, workdir: Place, data_dir: str | None = None, split: str = "test") -> dict:
+def evaluate(*, workdir: Place, data_dir: str | None = None, step: int | None = None, split: str = "test") -> dict:
     """Measure a split with the newest checkpoint, print the table and write `evaluation.json`."""
-    run = load(workdir, data_dir)
+    run = load(workdir, data_dir, step)
     return report(run, Path(workdir), registry.build_source(run.meta["config"]["data"], split))
 
 
@@ -60,13 +60,14 @@ def reconstruct(
     *,
     workdir: Place,
     data_dir: str | None = None,
+    step: int | None = None,
     split: str = "test",
     input: Names = (),
     output: Place | None = None,
     num: int = 32,
 ) -> Path:
     """Draw originals and their reconstructions, of a split or of image files of any size."""
-    run = load(workdir, data_dir)
+    run = load(workdir, data_dir, step)
     path = Path(output or Path(workdir) / "figures" / "reconstructions.png")
     _save_pairs(run, path, _chosen(run, input, split, num)[0])
     print(f"originals and reconstructions: {path}")
@@ -76,6 +77,7 @@ def reconstruct(
 def sample(
     *,
     workdir: Place,
+    step: int | None = None,
     output: Place | None = None,
     num: int = 32,
     class_: Names = (),
@@ -87,7 +89,7 @@ def sample(
     overwrite: bool = False,
 ) -> Path:
     """Draw codes from the learned prior (or latents from p(z)) and write their images."""
-    run, folder = load(workdir), Path(output or Path(workdir) / "samples")
+    run, folder = load(workdir, step=step), Path(output or Path(workdir) / "samples")
     labels = np.repeat(np.array(class_numbers(run, class_), np.int32), num)
     old, options = _replaceable(folder, overwrite), Options(temperature, top_k, top_p)
     images = run.sample(len(labels) or num, seed, labels if class_ else None, options, pixels)
@@ -106,6 +108,7 @@ def complete(
     *,
     workdir: Place,
     data_dir: str | None = None,
+    step: int | None = None,
     split: str = "test",
     input: Names = (),
     output: Place | None = None,
@@ -118,7 +121,7 @@ def complete(
     keep: float = 0.5,
 ) -> Path:
     """Keep the upper part of images and draw the rest: originals, what was given, and completions."""
-    run = load(workdir, data_dir)
+    run = load(workdir, data_dir, step)
     known, labels = run.trained_prior().num_classes, class_numbers(run, class_)
     if len(labels) > 1 or (labels and not known):
         raise InputError("--class names one class for all completions, of a prior that knows classes")
@@ -143,6 +146,7 @@ def complete(
 def compress(
     *,
     workdir: Place,
+    step: int | None = None,
     input: Names,
     output: Place,
     class_: Names = (),
@@ -153,7 +157,7 @@ def compress(
     verify: bool = True,
 ) -> codec.Sizes:
     """Code images, losslessly or not, in one file."""
-    run = load(workdir)
+    run = load(workdir, step=step)
     labels = class_numbers(run, class_)
     if len(labels) > 1:
         raise InputError("one --class is for all images: leave out the others, or let --search_label choose")
@@ -172,11 +176,12 @@ def compress(
     return sizes
 
 
-def decompress(*, workdir: Place, input: Names, output: Place, overwrite: bool = False) -> int:
+def decompress(*, workdir: Place, step: int | None = None, input: Names, output: Place, overwrite: bool = False) -> int:
     """Write the images of a .vqz file as PNG; give their number."""
     if len(input) != 1:
         raise InputError("--mode=decompress needs one --input=FILE.vqz")
-    number = codec.decompress(load(workdir), image_files.read_file(input[0]), output, overwrite=overwrite)
+    run = load(workdir, step=step)
+    number = codec.decompress(run, image_files.read_file(input[0]), output, overwrite=overwrite)
     print(f"decompressed: {number:,} images in {output}")
     return number
 

@@ -39,6 +39,11 @@ OPTIONS: dict[str, tuple[Callable, str, str]] = {  # how absl defines it, its va
     "workdir": (TEXT, "RUN", "the run's folder; default: runs/NAME of the --config"),
     "data_dir": (TEXT, "DIR", "where the data set lies; default: as in the config"),
     "resume": (partial(flags.DEFINE_enum, enum_values=["auto", "never"]), "auto|never", "never: put an old run aside"),
+    "step": (
+        partial(flags.DEFINE_integer, lower_bound=0),
+        "N",
+        "read this checkpoint of the image model, and no prior",
+    ),
     "split": (TEXT, "SPLIT", "train, validation or test"),
     "input": (TEXTS, "PATH", "an image or a folder, may be repeated; to decompress: a .vqz file"),
     "output": (TEXT, "PATH", "a PNG or a folder of samples, in RUN by default; the .vqz file; decompress: a folder"),

@@ -1,7 +1,6 @@
 """The training loop: from a config to a finished run on disk, to be stopped and continued at any step."""
 
 import contextlib
-import itertools
 import json
 import math
 import signal
@@ -75,20 +74,19 @@ def differences(old: dict, new: dict, stage: str = MODEL) -> list[str]:
 
 
 def prepare_workdir(config: dict, workdir: Path, resume: bool) -> None:
-    """Make the run's folder; keep a run of the same config, put aside one that isn't to be resumed.
+    """Make the run's folder; keep a run of the same config, put aside what is damaged, or not to be resumed.
 
     Raises:
         InputError: the folder holds a run of another config or version, or can't be written.
     """
     if not resume and workdir.exists():
-        names = (workdir.with_name(f"{workdir.name}.{number}") for number in itertools.count(1))
-        aside = next(path for path in names if not path.exists())
-        workdir.rename(aside)
-        print(f"the old run is now {aside}")
+        print(f"the old run is now {checkpoint.put_aside(workdir, workdir.name)}")
     stages = (MODEL,) if config["prior"]["name"] == "none" else (MODEL, PRIOR)
+    for stage in stages:
+        checkpoint.put_damaged_aside(workdir, stage)
     found = [(stage, checkpoint.newest(workdir, stage)) for stage in stages]
     saved = [(stage, checkpoint.read_meta(path)["config"]) for stage, path in found if path]
-    if (workdir / "config.json").is_file():
+    with contextlib.suppress(OSError, ValueError):  # missing or damaged; it is written again
         saved.append((MODEL, checkpoint.with_all_options(json.loads((workdir / "config.json").read_text()))))
     for stage, old in saved:
         if changed := differences(old, config, stage):
@@ -133,7 +131,7 @@ def check_resumable(stage: Stage, path: Path, workdir: Path) -> None:
         )
     if meta.get("model_fingerprint") != stage.meta.get("model_fingerprint"):
         raise InputError(
-            f"the prior in {workdir} is of another image model: delete {path.parent}, and it is trained again"
+            f"the prior in {workdir} is of another image model: move {path.parent} away, and it is trained again"
         )
 
 
@@ -234,7 +232,7 @@ def run_stage(stage: Stage, config: dict, workdir: Path) -> None:
     What it counts then is saved with the last checkpoint, or with the best where validations give a score.
     """
     last = stage.options.num_steps
-    path, finished = (checkpoint.newest(workdir, stage.name, item) for item in ("state", "fitted"))
+    path, finished = (checkpoint.newest(workdir, stage.name, item) for item in ("", "fitted"))
     if path is not None:
         check_resumable(stage, path, workdir)
     write_json(workdir / "config.json", config)

@@ -80,7 +80,8 @@ class PriorStage(Stage):
     def __init__(self, config: dict, source: Source, validation: Source, run: Run, workdir: Path):
         """Build the prior of a config that `check_prior` has found right."""
         num_classes = len(source.class_names)
-        super().__init__(config, source, model_fingerprint=run.fingerprint(), num_classes=num_classes)
+        of_model = {"model_fingerprint": run.fingerprint(), "model_step": run.meta["step"]}
+        super().__init__(config, source, num_classes=num_classes, **of_model)
         self.run, self.workdir, self.splits = run, workdir, {"eval": validation, "eval_train": source}
         self.options = PriorOptions(**config["prior"])
         self.optimizer = registry.build_optimizer(self.options.optimizer, self.options.num_steps)
