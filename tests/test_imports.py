@@ -19,7 +19,7 @@ LAYERS = [  # a module may import modules of earlier layers alone
     {"models.vqvae", "models.vae", "models.categorical", "models.autoencoder"},
     {"models.gumbel", "models.vimco"},
     {"registry"},
-    {"evaluation.plots", "training.checkpoint", "training.sharding", "training.record"},
+    {"evaluation.plots", "training.checkpoint", "training.lock", "training.sharding", "training.record"},
     {"training.step", "training.feed"},
     {"priors.trained"},
     {"run"},

@@ -289,9 +289,12 @@ def test_a_folder_with_another_run_is_refused_or_put_aside(config, tmp_path):
     with pytest.raises(InputError, match=refused):
         loop.train(changed, workdir)
     (tmp_path / "run.1").mkdir()
-    loop.prepare_workdir(changed, workdir, resume=False)
-    assert (tmp_path / "run.2" / "checkpoints").is_dir()
-    assert list(workdir.iterdir()) == []
+    with loop.claimed(changed, workdir, resume=False):
+        assert (tmp_path / "run.2" / "checkpoints").is_dir()
+        assert [path.name for path in workdir.iterdir()] == ["lock"]
+        with pytest.raises(InputError, match="is being trained by"):
+            loop.train(changed, workdir, resume=False)
+    assert workdir.is_dir()
 
 
 def test_a_wrong_option_leaves_the_folder_alone(config, tmp_path):

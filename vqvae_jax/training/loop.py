@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vqvae_jax.run import Run, check_support, load, load_model
 from vqvae_jax.training import checkpoint, sharding
 from vqvae_jax.training.checkpoint import MODEL, PRIOR
 from vqvae_jax.training.image_stage import ImageStage
+from vqvae_jax.training.lock import held
 from vqvae_jax.training.prior_stage import PriorOptions, PriorStage, check_prior
 from vqvae_jax.training.record import LoggingOptions, MetricWriter, most_memory, write_json
 from vqvae_jax.training.step import EvalOptions, Stage, TrainOptions, init_state, make_train_step, make_watch
@@ -73,14 +75,19 @@ def differences(old: dict, new: dict, stage: str = MODEL) -> list[str]:
     return found
 
 
-def prepare_workdir(config: dict, workdir: Path, resume: bool) -> None:
-    """Make the run's folder; keep a run of the same config, put aside what is damaged, or not to be resumed.
-
-    Raises:
-        InputError: the folder holds a run of another config or version, or can't be written.
-    """
+@contextlib.contextmanager
+def claimed(config: dict, workdir: Path, resume: bool) -> Iterator[None]:
+    """Hold the run's folder, made ready for a config; one that isn't to be resumed is put aside."""
     if not resume and workdir.exists():
-        print(f"the old run is now {checkpoint.put_aside(workdir, workdir.name)}")
+        with held(workdir):
+            print(f"the old run is now {checkpoint.put_aside(workdir, workdir.name)}")
+    with held(workdir):
+        prepare_workdir(config, workdir)
+        yield
+
+
+def prepare_workdir(config: dict, workdir: Path) -> None:
+    """Put aside damaged checkpoints in the run's folder; InputError if it holds a run of another config or version."""
     stages = (MODEL,) if config["prior"]["name"] == "none" else (MODEL, PRIOR)
     for stage in stages:
         checkpoint.put_damaged_aside(workdir, stage)
@@ -94,10 +101,6 @@ def prepare_workdir(config: dict, workdir: Path, resume: bool) -> None:
                 f"{workdir} holds a run of another config: {', '.join(changed)}; "
                 "choose another --workdir, or start over with --resume=never"
             )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from error
 
 
 @contextlib.contextmanager
@@ -270,10 +273,10 @@ def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
     has_prior, workdir = config["prior"]["name"] != "none", Path(workdir)
     if has_prior:
         check_prior(config, image.model, source)
-    prepare_workdir(config, workdir, resume)
-    run_stage(image, config, workdir)
-    if has_prior:
-        run_stage(PriorStage(config, source, validation, load_model(workdir), workdir), config, workdir)
+    with claimed(config, workdir, resume):
+        run_stage(image, config, workdir)
+        if has_prior:
+            run_stage(PriorStage(config, source, validation, load_model(workdir), workdir), config, workdir)
     run = load(workdir)
     run.meta["config"] = config  # its options of evaluation may be newer than the checkpoint's
     return run
