@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vqvae_jax"
 LAYERS = [  # a module may import modules of earlier layers alone
-    {"errors", "memory", "start", "models.winograd"},
-    {"quantizers.interface", "likelihoods.interface", "likelihoods.discretised", "data.transforms"}
+    {"errors", "start", "models.winograd"},
+    {"memory", "quantizers.interface", "likelihoods.interface", "likelihoods.discretised", "data.transforms"}
     | {"codec.container", "codec.entropy", "codec.environment", "evaluation.metrics"},
     {"quantizers.vector", "likelihoods.sampling", "likelihoods.pixelwise", "data.image_files"},
     {"data.prepare", "data.splits"},

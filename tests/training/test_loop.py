@@ -319,6 +319,42 @@ def test_a_wrong_option_leaves_the_folder_alone(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+WRONG = {
+    "seed": (99999999999999999999, "config.seed is 99999999999999999999: it must be below 4294967296"),
+    "optimizer.learning_rate": (0, "optimizer.learning_rate is 0: it must be above 0"),
+    "optimizer.learning_rate ": (-1, "optimizer.learning_rate is -1: it must be at least 0"),
+    "optimizer.learning_rate  ": (float("nan"), "optimizer.learning_rate is nan: it must be at least 0"),
+    "optimizer.learning_rate   ": (float("inf"), "optimizer.learning_rate is inf: it must be at least 0, and finite"),
+    "optimizer.warmup_steps": (-5, "optimizer.warmup_steps is -5: it must be at least 0"),
+    "model.hidden": (-3, "model.hidden is -3: it must be at least 1"),
+    "model.hidden ": (0, "model.hidden is 0: it must be at least 1"),
+    "model.hidden  ": (
+        10**7,
+        "parameters, gradients and optimizer of the model: this needs at least .* make it smaller",
+    ),
+    "model.residual_blocks": (-1, "model.residual_blocks is -1: it must be at least 0"),
+    "model.pixel_std": ((0.0,), r"model.pixel_std is \(0.0,\): it must be above 0"),
+    "model.pixel_mean": ((float("nan"),), r"model.pixel_mean is \(nan,\): it must be finite"),
+    "model.quantizer.ema_decay": (1.5, "quantizer.ema_decay is 1.5: it must be below 1"),
+    "model.quantizer.codebook_size": (10**8, "the codebooks of the config: this needs at least .* make it smaller"),
+    "data.batch_size": (10**9, "data.batch_size is 1000000000: this needs at least .* make it smaller"),
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_a_value_out_of_range_is_one_line_before_anything_is_tried(config, tmp_path, option):
+    value, message = WRONG[option]
+    *sections, key = option.strip().split(".")
+    section = config
+    for name in sections:
+        section = section[name]
+    section[key] = value
+    with pytest.raises(InputError, match=f"^{message}") as caught:
+        loop.train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert checkpoint.newest(tmp_path / "run") is None
+
+
 def test_a_finished_run_says_so_and_takes_new_options_of_evaluation(config, tmp_path, capsys):
     first = loop.train(config, tmp_path)
     lines = capsys.readouterr()

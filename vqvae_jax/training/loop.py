@@ -16,6 +16,7 @@ import numpy as np
 
 from vqvae_jax import registry
 from vqvae_jax.errors import InputError, at_least
+from vqvae_jax.memory import check_fits
 from vqvae_jax.run import Run, check_support, load, load_model
 from vqvae_jax.training import checkpoint, sharding
 from vqvae_jax.training.checkpoint import MODEL, PRIOR
@@ -49,6 +50,8 @@ def check_config(config: dict) -> None:
     """Raise InputError unless all sections are there, and those of options have their keys, with values in range."""
     registry.check_keys(config, {"seed", "data", "model", "optimizer", *SECTIONS}, "config")
     at_least("config", seed=(config["seed"], 0))
+    if config["seed"] >= 2**32:
+        raise InputError(f"config.seed is {config['seed']}: it must be below {2**32}")
     registry.check_data(config["data"])
     for section, options in SECTIONS.items():
         registry.build(options, config[section], section)
@@ -162,10 +165,12 @@ class Loop:
         init = partial(init_state, *what, stage=stage.name, averages=stage.options.average_decay > 0)
         batch = next(stage.batches(range(1)))
         self.batch_size, first = len(batch["label"]), stage.first(batch)
+        abstract = sharding.everywhere(jax.eval_shape(init, first))
+        kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((abstract, abstract.params)))
+        check_fits(f"parameters, gradients and optimizer of the {stage.name}", kept)
         if path is None:
             self.state = init(first)
         else:
-            abstract = sharding.everywhere(jax.eval_shape(init, first))
             self.state = abstract._replace(**checkpoint.restore_state(path, abstract.saved()))
             print(f"{stage.name}: resumed at step {path.name}", flush=True)
 

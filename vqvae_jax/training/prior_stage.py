@@ -85,6 +85,8 @@ class PriorStage(Stage):
         self.run, self.workdir, self.splits = run, workdir, {"eval": validation, "eval_train": source}
         self.options = PriorOptions(**config["prior"])
         self.optimizer = registry.build_optimizer(self.options.optimizer, self.options.num_steps)
+        logits = int(np.prod(run.field)) * max(run.model.codebook_sizes)
+        sharding.check_batch_fits("prior.batch_size", self.options.batch_size, logits)
         self.model = registry.build_prior(config["prior"], run.field, run.model.codebook_sizes, num_classes)
         # Log frequencies of the classes among training images, smoothed by one.
         counts = np.bincount(source.labels, minlength=num_classes) + 1.0

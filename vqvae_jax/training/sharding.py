@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from vqvae_jax.errors import InputError
+from vqvae_jax.memory import check_fits
 
 
 @cache
@@ -32,6 +33,11 @@ def check_batch_size(option: str, batch_size: int) -> None:
             f"{option} is {batch_size}, which cannot be split over {devices} devices: "
             f"choose a multiple of {devices}, e.g. {nearest}"
         )
+
+
+def check_batch_fits(option: str, batch_size: int, numbers: int) -> None:
+    """Raise InputError if a device can't hold its share of a batch, with so many float32 numbers a row at least."""
+    check_fits(f"{option} is {batch_size}", 4 * numbers * batch_size // jax.device_count())
 
 
 def put_batch(batch):
