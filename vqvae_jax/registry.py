@@ -12,7 +12,7 @@ from vqvae_jax.data import sources
 from vqvae_jax.data.batches import train_batches
 from vqvae_jax.data.splits import Source, prepare_split
 from vqvae_jax.errors import InputError, at_least, suggest
-from vqvae_jax.likelihoods.pixelwise import LIKELIHOODS
+from vqvae_jax.likelihoods import LIKELIHOODS
 from vqvae_jax.memory import check_fits
 from vqvae_jax.models.autoencoder import Autoencoder
 from vqvae_jax.models.gumbel import Gumbel
@@ -75,8 +75,10 @@ def build_model(section: Mapping, image_shape: tuple[int, ...]) -> Family:
     options = _hashable(section)
     family = pick(FAMILIES, options.pop("family", ""), "family")
     of_trunk = arguments(Trunk, "channels")
-    check_keys(options, of_trunk | arguments(family, "trunk"), "model")
-    options["likelihood"] = pick(LIKELIHOODS, options["likelihood"], "likelihood")()
+    check_keys(options, {"context"} | of_trunk | arguments(family, "trunk"), "model")
+    name, of_context = options["likelihood"], options.pop("context")
+    likelihood = pick(LIKELIHOODS, name, "likelihood")
+    options["likelihood"] = build(likelihood, of_context, "model.context") if name == "context" else likelihood()
     if "quantizer" in options:
         options["quantizer"] = build_named(QUANTIZERS, options["quantizer"], "model.quantizer")
     trunk = Trunk(channels=image_shape[2], **{key: options.pop(key) for key in of_trunk})

@@ -15,6 +15,7 @@ from vqvae_jax.run import Run
 
 IMAGES_AT_ONCE = 1024  # in the host's memory; devices take eval.batch_size at a time
 SHOWN = ("bits_per_dim", "rate", "distortion", "mse", "psnr", "ssim")
+PIXELWISE = ("bits_per_dim_pixelwise", "distortion_pixelwise")  # as if no pixel saw another, where some do
 CODECS = {"png": {"optimize": True}, "webp": {"lossless": True, "quality": 100, "method": 6, "exact": True}}
 CODED = 1000  # images of a split that other codecs compress
 
@@ -56,6 +57,8 @@ def measure(run: Run, source: Source, num_images: int = 0) -> Measured:
     elif run.prior is not None:
         per_image["rate"] = per_image[f"rate/{run.prior}"]
         per_image["bits_per_dim"] = per_image["rate"] + per_image["distortion"]
+        if "distortion_pixelwise" in per_image:
+            per_image["bits_per_dim_pixelwise"] = per_image["rate"] + per_image["distortion_pixelwise"]
     return Measured(per_image, labels, counts, np.flatnonzero(np.concatenate(masks)))
 
 
@@ -89,6 +92,7 @@ def summarise(run: Run, source: Source, measured: Measured, num_images: int = 0)
     of_split |= {"num_images": len(labels), "num_images_in_split": len(source)}
     of_split |= {"images_undecodable": min(wanted, len(source)) - len(labels), "images_removed": source.images_removed}
     result = {key: _mean(per_image.get(key, ())) for key in (*SHOWN, "elbo_bits_per_dim")} | of_run | of_split | codes
+    result |= {key: _mean(per_image[key]) for key in PIXELWISE if key in per_image}
     result["priors"] = {key[5:]: under(per_image[key]) for key in per_image if key.startswith("rate/")}
     if given in per_image:
         result["given_label"] = under(per_image[given])

@@ -153,6 +153,11 @@ class Family(ImageModel):
         log_prob = self.likelihood.log_prob(self.likelihood_params(variables), features, images)
         return -jnp.sum(log_prob, axis=(1, 2, 3))
 
+    def distortion_of_head(self, variables, latents: Latents, images: Images) -> Float[Array, "b"]:
+        """-log P(x | z) in nats as if no pixel saw another, of a likelihood with a head."""
+        log_prob = self.likelihood.log_prob_of_head(self.features(variables, latents), images)
+        return -jnp.sum(log_prob, axis=(1, 2, 3))
+
     def decode(self, variables, latents: Latents) -> Images:
         mean = self.likelihood.mean(self.likelihood_params(variables), self.features(variables, latents))
         return round_to_uint8(mean)

@@ -140,7 +140,7 @@ def put_aside(path: Path, name: str) -> Path:
 
 
 # Options that earlier runs of 0.2 don't name, and what they did.
-LATER_OPTIONS = {"data": {"num_workers": 0}, "model": {"dtype": "float32", "rematerialise": False}}
+LATER_OPTIONS = {"data": {"num_workers": 0}, "model": {"dtype": "float32", "rematerialise": False, "context": {}}}
 LATER_OPTIONS |= {"train": {"average_decay": 0.0}, "prior": {"average_decay": 0.0}}
 
 
