@@ -20,7 +20,7 @@ LAYERS = [  # a module may import modules of earlier layers alone
     {"models.gumbel", "models.vimco"},
     {"registry"},
     {"evaluation.plots", "training.checkpoint", "training.lock", "training.sharding", "training.record"},
-    {"training.step", "training.feed"},
+    {"training.step", "training.feed", "training.processes"},
     {"priors.trained"},
     {"run"},
     {"evaluation.evaluate", "codec.tiles"},

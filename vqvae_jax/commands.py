@@ -95,7 +95,7 @@ def sample(
     images = run.sample(len(labels) or num, seed, labels if class_ else None, options, pixels)
     with image_files.writing(folder / "samples.npz") as file:
         np.savez(file, images=images, labels=labels)
-    for path in old:
+    for path in old if jax.process_index() == 0 else ():
         path.unlink()
     for n, image in enumerate(images):
         image_files.save(folder / f"{n:04d}.png", image)

@@ -167,7 +167,7 @@ class Run:
             raise InputError(f"the family {self.family} draws latents of no class at no temperature: leave these out")
         else:
             key = jax.random.key(seed)
-            latents = np.asarray(compiled(self.model.sample_latents, self.variables, key, shape=(num, *self.grid)))
+            latents = sharding.whole(compiled(self.model.sample_latents, self.variables, key, shape=(num, *self.grid)))
         return to_images(latents)
 
     def draw(self, latents: Latents, seed: int = 0) -> Images:
@@ -207,7 +207,7 @@ class Run:
         for batch in batches.eval_batches(source, self._batch_size(len(source)), num_images):
             batch = sharding.put_batch(batch)
             sums = compiled(self.model.fit_sums, self.variables, batch["image"], batch["mask"])
-            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sharding.whole(sums))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.model.fit(total))
 

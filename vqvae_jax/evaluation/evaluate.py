@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vqvae_jax.data import batches, image_files
+from vqvae_jax.data import image_files
 from vqvae_jax.data.splits import Source
 from vqvae_jax.evaluation import metrics
 from vqvae_jax.run import Run
+from vqvae_jax.training import sharding
 
-IMAGES_AT_ONCE = 1024  # in the host's memory; devices take eval.batch_size at a time
 SHOWN = ("bits_per_dim", "rate", "distortion", "mse", "psnr", "ssim")
 PIXELWISE = ("bits_per_dim_pixelwise", "distortion_pixelwise")  # as if no pixel saw another, where some do
 CODECS = {"png": {"optimize": True}, "webp": {"lossless": True, "quality": 100, "method": 6, "exact": True}}
@@ -37,7 +37,7 @@ def measure(run: Run, source: Source, num_images: int = 0) -> Measured:
     sizes = run.model.codebook_sizes if run.model.latents == "codes" else ()
     parts, masks, draws = [], [], run.model.headline_samples
     counts = np.zeros((len(sizes), max(sizes, default=0)))
-    for batch in batches.eval_batches(source, IMAGES_AT_ONCE, num_images):
+    for batch in sharding.whole_batches(source, num_images):
         masks.append(batch["mask"])
         images, label = (batch[key][batch["mask"]] for key in ("image", "label"))
         measured = run.measure(images, label) | {"label": label}
@@ -119,7 +119,7 @@ def other_bounds(run: Run, source: Source, options: dict) -> list[dict]:
     else:
         return []
     for k, num_images in parts:
-        chunks = batches.eval_batches(source, IMAGES_AT_ONCE, num_images)
+        chunks = sharding.whole_batches(source, num_images)
         nats = np.concatenate([bound(chunk["image"][chunk["mask"]], k) for chunk in chunks])
         bits = metrics.nats_to_bits_per_dim(nats, source.image_shape)
         row = {kind: k, "num_images": len(bits), "bits_per_dim": _mean(bits), "standard_error": _standard_error(bits)}

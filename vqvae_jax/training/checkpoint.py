@@ -66,6 +66,7 @@ def save(manager: ocp.CheckpointManager, state: dict, meta: dict, score: float |
 def save_fitted(path: Path, fitted: dict) -> None:
     """Add what was counted after the last step to its checkpoint, whole or not at all."""
     with ocp.PyTreeCheckpointer() as checkpointer:
+        fitted = jax.tree.map(np.asarray, fitted)  # the same in all processes
         checkpointer.save(path / "fitted", {**fitted, DIGEST: np.frombuffer(bytes.fromhex(digest(fitted)), np.uint8)})
 
 

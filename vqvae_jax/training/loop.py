@@ -18,7 +18,7 @@ from vqvae_jax import registry
 from vqvae_jax.errors import InputError, at_least
 from vqvae_jax.memory import check_fits
 from vqvae_jax.run import Run, check_support, load, load_model
-from vqvae_jax.training import checkpoint, sharding
+from vqvae_jax.training import checkpoint, processes, sharding
 from vqvae_jax.training.checkpoint import MODEL, PRIOR
 from vqvae_jax.training.image_stage import ImageStage
 from vqvae_jax.training.lock import held
@@ -80,12 +80,17 @@ def differences(old: dict, new: dict, stage: str = MODEL) -> list[str]:
 
 @contextlib.contextmanager
 def claimed(config: dict, workdir: Path, resume: bool) -> Iterator[None]:
-    """Hold the run's folder, made ready for a config; one that isn't to be resumed is put aside."""
-    if not resume and workdir.exists():
+    """Hold the run's folder, made ready for a config; one that isn't to be resumed is put aside.
+
+    Of several processes the first one holds it, and makes it ready before the others look.
+    """
+    is_first = jax.process_index() == 0
+    if is_first and not resume and workdir.exists():
         with held(workdir):
             print(f"the old run is now {checkpoint.put_aside(workdir, workdir.name)}")
-    with held(workdir):
-        prepare_workdir(config, workdir)
+    with held(workdir) if is_first else contextlib.nullcontext():
+        with processes.first_alone("folder"):
+            prepare_workdir(config, workdir)
         yield
 
 
@@ -177,25 +182,29 @@ class Loop:
     def run(self, writer: MetricWriter, received: list) -> None:
         """Train to the last step, saving it and others; raises `Stopped` after saving if a signal was received."""
         options, start = self.stage.options, int(self.state.step)
-        # Steps that may not be done yet, their metrics, and what was unsound up to them.
-        running: deque[tuple[int, dict, Any]] = deque()
+        # Steps that may not be done yet, their metrics, what was unsound up to them, and whether a process is to stop.
+        running: deque[tuple[int, dict, Any, Any]] = deque()
+        stop = False  # which all processes say at the same step
         if self._is_enough(start):
             return
         for step, batch in enumerate(self.stage.batches(range(start, options.num_steps)), start + 1):
             self.state, metrics = self.train_step(self.state, batch)
             self.unsound = self.watch(self.unsound, self.state.step, metrics)
-            running.append((step, metrics, self.unsound))
+            running.append((step, metrics, self.unsound, processes.in_any(bool(received))))
             evaluate, save = (self._is_due(step, every) for every in (options.eval_every, options.checkpoint_every))
-            pause = evaluate or save or bool(received)
-            while len(running) > IN_FLIGHT * (not pause):
-                self._finish(*running.popleft(), writer)
-            if not pause:
+            stop = bool(received) and jax.process_count() == 1
+            while len(running) > IN_FLIGHT * (not (evaluate or save or stop)):
+                *done, asked = running.popleft()
+                self._finish(*done, writer)
+                stop = stop or bool(asked)
+            if not (evaluate or save or stop):
                 continue
             _check_sound(self.unsound)
             score = self.stage.validate(self.state, writer) if evaluate else None
-            if save or received:
+            stop = stop or bool(processes.in_any(bool(received)))
+            if save or stop:
                 checkpoint.save(self.manager, self.state.saved(), {**self.stage.meta, "step": step}, score)
-            if received:
+            if stop:
                 self.manager.wait_until_finished()
                 raise Stopped(f"stopped at step {step} and saved; the same command goes on from there")
             if self._is_enough(step):
@@ -259,6 +268,7 @@ def run_stage(stage: Stage, config: dict, workdir: Path) -> None:
         kept = checkpoint.folder(workdir, stage.name) / str(manager.latest_step() if best is None else best)
         if not (kept / "fitted").is_dir():
             checkpoint.save_fitted(kept, stage.count(loop.state))
+    processes.barrier("stage")
 
 
 def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
@@ -272,7 +282,8 @@ def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
     """
     # Mistakes in the config come to light before the folder is touched.
     check_config(config)
-    source, validation = (registry.build_source(config["data"], split) for split in ("train", "validation"))
+    with processes.first_alone("data"):  # which it may have to prepare
+        source, validation = (registry.build_source(config["data"], split) for split in ("train", "validation"))
     image = ImageStage(config, source, validation)
     check_support(image.model, source.take(np.arange(min(8, len(source))))["image"])
     has_prior, workdir = config["prior"]["name"] != "none", Path(workdir)

@@ -29,7 +29,9 @@ class LoggingOptions:
 
 
 def write_json(path: str | Path, content: dict | list) -> None:
-    """Write a JSON file whole or not at all; numbers that aren't finite become null."""
+    """Write a JSON file whole or not at all, in the first process alone; numbers that aren't finite become null."""
+    if jax.process_index():
+        return
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
     with replacing(Path(path)) as file:
         file.write(text.encode())
