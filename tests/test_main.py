@@ -93,7 +93,9 @@ def test_help_lists_every_mode_with_its_flags_and_the_configs():
     sections = dict(re.findall(r"^--mode=(\w+): .+\n((?:  --.+\n)+)", done.stdout, re.MULTILINE))
     flags = {mode: re.findall(r"^  --(\w+)", text, re.MULTILINE) for mode, text in sections.items()}
     assert list(flags) == ["train", "evaluate", "reconstruct", "sample", "complete", "compress", "decompress"]
-    assert flags["train"] == ["config", "workdir", "data_dir", "resume"]
+    of_processes = ["coordinator", "num_processes", "process_id"]
+    assert flags["train"] == ["config", "workdir", "data_dir", "resume", *of_processes]
+    assert flags["evaluate"][-3:] == of_processes
     assert flags["decompress"] == ["workdir", "step", "input", "output", "overwrite"]
     assert {"temperature", "top_k", "top_p", "seed", "class", "overwrite"} < set(flags["sample"])
     assert re.search(r"--keep=SHARE .+ \[0\.5\]", sections["complete"])

@@ -168,6 +168,37 @@ def check_same(tmp_path, whole, parts):
     np.testing.assert_array_equal(one, two)
 
 
+DETECTED = """
+from vqvae_jax.training import processes
+processes.start()
+import jax, sys
+with processes.first_alone("report"):
+    print("alone", jax.process_index())
+stop = bool(processes.in_any(jax.process_index() == 1))
+print(jax.process_index(), jax.process_count(), jax.device_count(), stop, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_tasks_of_a_slurm_job_find_each_other(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_PORT": port}
+    env |= {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    started = []
+    for n in "01":
+        tasks = env | {"SLURM_PROCID": n, "SLURM_LOCALID": n}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", DETECTED], env=tasks, **pipes))
+    codes, outs = ended(started)
+    assert codes == [0, 0], outs
+    assert [err.splitlines()[-1] for _, err in outs] == ["0 2 4 True", "1 2 4 True"]
+    assert "alone 0" in outs[0][0]
+    assert "alone" not in outs[1][0]
+
+
 @pytest.mark.slow
 def test_compressing_is_refused_in_one_line(tmp_path):
     words = "--mode=compress", "--workdir=x", "--input=y", "--output=z"

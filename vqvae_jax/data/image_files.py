@@ -14,6 +14,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import jax
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
