@@ -37,7 +37,7 @@ from vqvae_jax.training.step import init_state, make_train_step
 
 Program = tuple[Callable, tuple]  # a training step, and its first state and batch
 BASE = replace(CASES["headline"], batch=16)
-SMALL = replace(BASE, batch=8, model=BASE.model | {"hidden": 16, "residual_units": 8})  # so that the codebook counts
+SMALL = replace(BASE, batch=8, model=dict(BASE.model) | {"hidden": 16, "residual_units": 8})  # so that the codebook counts
 DEVICES = 8
 BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -60,7 +60,7 @@ def of_prior(positions: int) -> Program:
 
 def with_codes(**options: int) -> Program:
     """A step of a small network, with other options of its quantizer."""
-    return of_model(replace(SMALL, quantizer=SMALL.quantizer | options))
+    return of_model(replace(SMALL, quantizer=dict(SMALL.quantizer) | options))
 
 
 SERIES: dict[str, tuple[tuple[int, ...], Callable[[int], Program]]] = {

@@ -194,8 +194,8 @@ class Loop:
             evaluate, save = (self._is_due(step, every) for every in (options.eval_every, options.checkpoint_every))
             stop = bool(received) and jax.process_count() == 1
             while len(running) > IN_FLIGHT * (not (evaluate or save or stop)):
-                *done, asked = running.popleft()
-                self._finish(*done, writer)
+                done, metrics, unsound, asked = running.popleft()
+                self._finish(done, metrics, unsound, writer)
                 stop = stop or bool(asked)
             if not (evaluate or save or stop):
                 continue

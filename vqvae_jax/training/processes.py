@@ -24,7 +24,7 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     if num_processes == 1 or (given == (None,) * 3 and os.environ.get("SLURM_NTASKS") == "1"):
         return  # JAX would take but the first GPU of a single task
     if given != (None,) * 3:
-        if None in given:
+        if coordinator is None or num_processes is None or process_id is None:
             raise InputError("--coordinator, --num_processes and --process_id belong together: give all or none")
         if not process_id < num_processes:
             raise InputError(f"--process_id is {process_id}: it must be below --num_processes={num_processes}")
