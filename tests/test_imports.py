@@ -11,7 +11,7 @@ LAYERS = [  # a module may import modules of earlier layers alone
     {"memory", "quantizers.interface", "likelihoods.interface", "likelihoods.discretised", "data.transforms"}
     | {"codec.container", "codec.entropy", "codec.environment", "evaluation.metrics"},
     {"quantizers.vector", "likelihoods.sampling", "likelihoods.pixelwise", "data.image_files"},
-    {"data.prepare", "data.splits"},
+    {"likelihoods.context", "data.prepare", "data.splits"},
     {"data.sources", "data.batches", "models.interface", "models.convolutions", "priors.interface"},
     {"models.networks", "priors.ancestral", "priors.counted", "priors.autoregressive", "priors.pixelcnn"}
     | {"priors.transformer"},

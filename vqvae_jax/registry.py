@@ -73,19 +73,20 @@ def _hashable(section: Mapping) -> dict:
 def build_model(section: Mapping, image_shape: tuple[int, ...]) -> Family:
     """Build a family from the config's `model` section for images of [H, W, C]."""
     options = _hashable(section)
-    family = pick(FAMILIES, options.pop("family", ""), "family")
+    family, of_context = pick(FAMILIES, options.pop("family", ""), "family"), options.pop("context", {})
     of_trunk = arguments(Trunk, "channels")
-    check_keys(options, {"context"} | of_trunk | arguments(family, "trunk"), "model")
-    name, of_context = options["likelihood"], options.pop("context")
-    likelihood = pick(LIKELIHOODS, name, "likelihood")
-    options["likelihood"] = build(likelihood, of_context, "model.context") if name == "context" else likelihood()
+    check_keys(options, of_trunk | arguments(family, "trunk"), "model")
+    likelihood = pick(LIKELIHOODS, options["likelihood"], "likelihood")
+    is_context = options["likelihood"] == "context"
+    options["likelihood"] = build(likelihood, of_context, "model.context") if is_context else likelihood()
     if "quantizer" in options:
         options["quantizer"] = build_named(QUANTIZERS, options["quantizer"], "model.quantizer")
     trunk = Trunk(channels=image_shape[2], **{key: options.pop(key) for key in of_trunk})
     model = family(trunk=trunk, **options)
     # Four arrays of the codebook are in training, whichever way it learns; and each position's codes are counted.
     depth = 4 * section.get("quantizer", section).get("embedding_dim", 0) + math.prod(trunk.grid(*image_shape[:2]))
-    check_fits("the codebooks of the config", 4 * depth * sum(model.codebook_sizes))
+    if model.latents == "codes":
+        check_fits("the codebooks of the config", 4 * depth * sum(model.codebook_sizes))
     return model
 
 

@@ -37,7 +37,8 @@ from vqvae_jax.training.step import init_state, make_train_step
 
 Program = tuple[Callable, tuple]  # a training step, and its first state and batch
 BASE = replace(CASES["headline"], batch=16)
-SMALL = replace(BASE, batch=8, model=dict(BASE.model) | {"hidden": 16, "residual_units": 8})  # so that the codebook counts
+# So that the codebook counts.
+SMALL = replace(BASE, batch=8, model=dict(BASE.model) | {"hidden": 16, "residual_units": 8})
 DEVICES = 8
 BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"

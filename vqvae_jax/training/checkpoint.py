@@ -6,6 +6,7 @@ digest of all that it says, so that damage is found: disks lose bits, and orbax 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -23,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from vqvae_jax import __version__
 from vqvae_jax.errors import InputError
+from vqvae_jax.likelihoods.context import Context
 
 # Orbax tells its progress through absl; what matters here is raised.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -141,8 +143,8 @@ def put_aside(path: Path, name: str) -> Path:
 
 
 # Options that earlier runs of 0.2 don't name, and what they did.
-LATER_OPTIONS = {"data": {"num_workers": 0}, "model": {"dtype": "float32", "rematerialise": False, "context": {}}}
-LATER_OPTIONS |= {"train": {"average_decay": 0.0}, "prior": {"average_decay": 0.0}}
+LATER_OPTIONS = {"data": {"num_workers": 0}, "train": {"average_decay": 0.0}, "prior": {"average_decay": 0.0}}
+LATER_OPTIONS |= {"model": {"dtype": "float32", "rematerialise": False, "context": dataclasses.asdict(Context())}}
 
 
 def with_all_options(config: dict) -> dict:
