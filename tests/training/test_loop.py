@@ -419,6 +419,38 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(config, tmp
     assert final_state(tmp_path)[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        (
+            "model",
+            "pixel_std",
+            (1e-40,),
+            r"commitment_loss is \w+ \(of the encoder's output\) at step 1: .*look at model.pixel_mean",
+        ),
+    ],
+)
+def test_the_first_tensor_that_is_not_finite_is_named_with_the_option_to_look_at(
+    config, tmp_path, section, key, value, message
+):
+    config[section] |= {key: value}
+    config["optimizer"] |= {"schedule": "constant", "warmup_steps": 0}
+    with pytest.raises(InputError, match=f"^{message}"):
+        loop.train(config, tmp_path)
+
+
+def test_a_record_that_is_torn_or_deleted_meanwhile_stops_nothing(config, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0, "a": 1}\n{"step": 0, "a"\n\xff\xfe\n[3]\n{"step": 0, "b": 2}\n{"step"')
+    writer = record.MetricWriter(tmp_path, "x", 0, 3, tensorboard=False)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 0, "a": 1}, {"step": 0, "b": 2}]
+    path.unlink()
+    writer.scalars(1, {"a": 2.0})
+    writer.scalars(2, {"a": 3.0})
+    writer.close()
+    assert record.read_record(tmp_path) == [{"step": 1, "a": 2.0}, {"step": 2, "a": 3.0}]
+
+
 @pytest.mark.parametrize(("bad", "at"), [({4: jnp.nan, 6: jnp.inf}, 4), ({6: -jnp.inf}, 6)])
 def test_the_first_step_that_was_not_finite_is_named_at_the_next_log(config, tmp_path, monkeypatch, bad, at):
     make_step = loop.make_train_step

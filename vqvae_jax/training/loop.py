@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import signal
 import time
 from collections import deque
@@ -24,7 +23,15 @@ from vqvae_jax.training.image_stage import ImageStage
 from vqvae_jax.training.lock import held
 from vqvae_jax.training.prior_stage import PriorOptions, PriorStage, check_prior
 from vqvae_jax.training.record import LoggingOptions, MetricWriter, most_memory, write_json
-from vqvae_jax.training.step import EvalOptions, Stage, TrainOptions, init_state, make_train_step, make_watch
+from vqvae_jax.training.step import (
+    EvalOptions,
+    Stage,
+    TrainOptions,
+    check_sound,
+    init_state,
+    make_train_step,
+    make_watch,
+)
 
 SECTIONS = {"train": TrainOptions, "prior": PriorOptions, "eval": EvalOptions, "logging": LoggingOptions}
 # What may differ when a run goes on: it changes no parameter, and not which of them is best.
@@ -146,17 +153,6 @@ def check_resumable(stage: Stage, path: Path, workdir: Path) -> None:
         )
 
 
-def _check_sound(unsound) -> None:
-    """Raise InputError if a step so far was not finite."""
-    unsound = jax.device_get(unsound)
-    for key, value in unsound._asdict().items():
-        if unsound.step and not math.isfinite(value):
-            raise InputError(
-                f"{key} is {value} at step {unsound.step}: training stopped, the last checkpoint is from before; "
-                "lower optimizer.learning_rate and start over, or look at the data"
-            )
-
-
 class Loop:
     """One stage of training in progress; `run` takes it to its last step."""
 
@@ -189,7 +185,7 @@ class Loop:
             return
         for step, batch in enumerate(self.stage.batches(range(start, options.num_steps)), start + 1):
             self.state, metrics = self.train_step(self.state, batch)
-            self.unsound = self.watch(self.unsound, self.state.step, metrics)
+            self.unsound = self.watch(self.unsound, self.state, metrics)
             running.append((step, metrics, self.unsound, processes.in_any(bool(received))))
             evaluate, save = (self._is_due(step, every) for every in (options.eval_every, options.checkpoint_every))
             stop = bool(received) and jax.process_count() == 1
@@ -199,7 +195,7 @@ class Loop:
                 stop = stop or bool(asked)
             if not (evaluate or save or stop):
                 continue
-            _check_sound(self.unsound)
+            check_sound(self.unsound, self.state, metrics, self.stage.section)
             score = self.stage.validate(self.state, writer) if evaluate else None
             stop = stop or bool(processes.in_any(bool(received)))
             if save or stop:
@@ -229,7 +225,7 @@ class Loop:
         text, now = None, time.perf_counter()
         logged = self._is_due(step, self.stage.options.log_every)
         if logged:
-            _check_sound(unsound)
+            check_sound(unsound, self.state, metrics, self.stage.section)
             values = {key: float(value) for key, value in jax.device_get(metrics).items()}
             shown = next(key for key in PROGRESS if key in values)
             text, about = f"{values[shown]:.3f} {PROGRESS[shown]}", most_memory() | {"unix_time": round(time.time(), 3)}
