@@ -11,7 +11,7 @@ from vqvae_jax import registry
 from vqvae_jax.codec import compress as codec
 from vqvae_jax.data import image_files
 from vqvae_jax.data.splits import Source
-from vqvae_jax.errors import InputError
+from vqvae_jax.errors import InputError, is_out_of_space
 from vqvae_jax.evaluation import plots
 from vqvae_jax.evaluation.evaluate import CODECS, CODED, Measured, file_bits, measure, other_bounds, summarise
 from vqvae_jax.evaluation.tables import print_table
@@ -50,10 +50,19 @@ def train(*, config: dict, workdir: Place, data_dir: str | None = None, resume: 
     return run
 
 
-def evaluate(*, workdir: Place, data_dir: str | None = None, step: int | None = None, split: str = "test") -> dict:
+def evaluate(
+    *,
+    workdir: Place,
+    data_dir: str | None = None,
+    step: int | None = None,
+    split: str = "test",
+    output: Place | None = None,
+) -> dict:
     """Measure a split with the newest checkpoint, print the table and write `evaluation.json`."""
     run = load(workdir, data_dir, step)
-    return report(run, Path(workdir), registry.build_source(run.meta["config"]["data"], split))
+    of_step = "" if step is None else f"_step_{step}"
+    source = registry.build_source(run.meta["config"]["data"], split)
+    return report(run, Path(workdir), source, Path(output) if output else None, of_step)
 
 
 def reconstruct(
@@ -186,8 +195,11 @@ def decompress(*, workdir: Place, step: int | None = None, input: Names, output:
     return number
 
 
-def report(run: Run, workdir: Path, source: Source) -> dict:
-    """Evaluate a split, print the table, write `evaluation.json` (`evaluation_SPLIT.json` if not of test), and draw."""
+def report(run: Run, workdir: Path, source: Source, output: Path | None = None, suffix: str = "") -> dict:
+    """Evaluate a split, print the table, write `evaluation.json` (`evaluation_SPLIT.json` if not of test), and draw.
+
+    `output` takes the place of that file, and figures are drawn beside it; `suffix` is added to names.
+    """
     if list(source.class_names) != run.meta["class_names"]:
         raise InputError(f"the classes of {source.name} are not those of the run: name its data with --data_dir")
     options = run.meta["config"]["eval"]
@@ -196,16 +208,28 @@ def report(run: Run, workdir: Path, source: Source) -> dict:
     coded = source.take(measured.rows[:CODED])["image"]
     result["codecs"] = {kind: file_bits(coded, kind, **how) for kind, how in CODECS.items()}
     result["other_bounds"] = other_bounds(run, source, options)
-    suffix = "" if source.split == "test" else f"_{source.split}"
-    write_json(workdir / f"evaluation{suffix}.json", result)
+    suffix = suffix if source.split == "test" else f"_{source.split}{suffix}"
+    path = output or workdir / f"evaluation{suffix}.json"
     print_table(result)
-    print(f"table:       {workdir}/evaluation{suffix}.json")
-    _save_extremes(run, workdir / "figures", source, measured, suffix)
+    try:
+        write_json(path, result)
+        print(f"table:       {path}")
+        _save_figures(run, path.parent / "figures", source, measured, suffix)
+    except (OSError, InputError) as error:  # the table is printed, whatever the folder is like
+        if is_out_of_space(error):
+            raise
+        if output:
+            raise InputError(f"cannot write {path}: {error}; choose another --output") from error
+        print(f"not written: {path} or its figures ({error}): name a file elsewhere with --output")
+    return result
+
+
+def _save_figures(run: Run, folder: Path, source: Source, measured: Measured, suffix: str) -> None:
+    _save_extremes(run, folder, source, measured, suffix)
     # Without a p(z), samples are of a Gaussian that was fitted to training latents after the fact.
     if run.learned or (run.model.samples_latents and run.variables["fitted"]):
         name = "samples_ex_post" if run.prior is None else "samples"
-        plots.save_grid(workdir / "figures" / f"{name}.png", plots.side_by_side(COLUMNS, run.sample(4 * COLUMNS)))
-    return result
+        plots.save_grid(folder / f"{name}.png", plots.side_by_side(COLUMNS, run.sample(4 * COLUMNS)))
 
 
 def _save_extremes(run: Run, folder: Path, source: Source, measured: Measured, suffix: str) -> None:

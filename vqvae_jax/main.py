@@ -48,7 +48,11 @@ OPTIONS: dict[str, tuple[Callable, str, str]] = {  # how absl defines it, its va
     ),
     "split": (TEXT, "SPLIT", "train, validation or test"),
     "input": (TEXTS, "PATH", "an image or a folder, may be repeated; to decompress: a .vqz file"),
-    "output": (TEXT, "PATH", "a PNG or a folder of samples, in RUN by default; the .vqz file; decompress: a folder"),
+    "output": (
+        TEXT,
+        "PATH",
+        "a PNG, a folder of samples, the table as JSON, the .vqz file; decompress: a folder",
+    ),
     "num": (partial(flags.DEFINE_integer, lower_bound=1), "N", "images of the split, or samples (of each class)"),
     "class": (TEXTS, "NAME", "by name or number; to sample it may be repeated, a row each"),
     "temperature": (NUMBER, "T", "below 1: more probable codes"),

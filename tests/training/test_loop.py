@@ -428,6 +428,12 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(config, tmp
             (1e-40,),
             r"commitment_loss is \w+ \(of the encoder's output\) at step 1: .*look at model.pixel_mean",
         ),
+        (
+            "optimizer",
+            "learning_rate",
+            1e39,
+            r"params\.[\w.]+ is nan at step \d: training stopped.*; lower optimizer.learning_rate",
+        ),
     ],
 )
 def test_the_first_tensor_that_is_not_finite_is_named_with_the_option_to_look_at(

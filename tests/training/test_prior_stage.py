@@ -112,6 +112,12 @@ def test_a_cache_of_other_codes_is_refused_and_half_of_one_too(of_both_stages, t
         np.savez(path, codes=file["codes"], labels=file["labels"], about="another")
     with pytest.raises(InputError, match=r"has the codes of another model or other images: delete it"):
         loop.train(of_both_stages, model_alone)
+    with np.load(trained[0] / "codes.npz") as file:
+        parts = {name: file[name] for name in file.files}
+    parts["codes"].flat[7] ^= 1
+    np.savez(path, **parts)  # whose checksums are right
+    with pytest.raises(InputError, match=r"codes.npz is damaged: delete it"):
+        loop.train(of_both_stages, model_alone)
     path.write_bytes((trained[0] / "codes.npz").read_bytes()[:1000])
     with pytest.raises(InputError, match=r"codes.npz is damaged: delete it"):
         loop.train(of_both_stages, model_alone)

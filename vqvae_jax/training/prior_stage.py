@@ -146,11 +146,13 @@ def cached_codes(run: Run, source: Source, workdir: Path, flip: bool) -> ArraySo
         codes, labels = map(np.concatenate, zip(*parts, strict=True))
         if jax.process_index() == 0:
             with replacing(path) as file:
-                np.savez(file, codes=codes, labels=labels, about=about)
+                np.savez(file, codes=codes, labels=labels, about=about, digest=checkpoint.digest([codes, labels]))
         processes.barrier("codes")
     try:
         with np.load(path) as file:
             codes, labels, found = file["codes"], file["labels"], str(file["about"])
+            if "digest" in file and str(file["digest"]) != checkpoint.digest([codes, labels]):  # earlier ones have none
+                raise ValueError("other codes")
     except Exception as error:  # zipfile and NumPy have many
         raise InputError(f"{path} is damaged: delete it, and it is made again") from error
     if found != about:
