@@ -157,7 +157,7 @@ MISTAKES = [
     ([], "--mode=train needs --config=FILE.py[:VARIANT]: e.g. configs/quickstart.py"),
     (
         [QUICK, "--config.model.hiden=4"],
-        "unknown option model.hiden: did you mean 'model.hidden'? known: model.downsamplings",
+        "unknown option model.hiden: did you mean 'model.hidden'? known: model.context, model.downsamplings",
     ),
     (
         [QUICK, "--config.modle.hidden=4"],
