@@ -6,7 +6,7 @@
     python -m vqvae_jax.main --config=configs/cifar10.py:smoke         a minute on a CPU
 
 The paper does not state K and D; K = 128 and D = 32 are ours. It reports 4.67 bits/dim after 250,000 steps.
-Measured: the paper's network not yet; of `:small`, a third of its steps without the prior: the row "vqvae_short" of
+Measured: the paper's network not yet; `:small`, whose prior had 2,500 of its 6,000 steps: the row "vqvae" of
 experiments/results/reproduction/cifar10.json.
 """
 
