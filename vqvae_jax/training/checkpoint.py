@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from vqvae_jax import __version__
@@ -131,8 +132,10 @@ def put_damaged_aside(workdir: str | Path, stage: str) -> None:
     if damaged and len(damaged) == len(found):
         what = f"{damaged[found[0]]}: no whole checkpoint is left"
         raise InputError(f"{what}; move {folder(workdir, stage)} away, and this stage is trained again")
-    for path, error in damaged.items():
+    multihost_utils.sync_global_devices("all have looked")  # together, as orbax reads, and before anything moves
+    for path, error in damaged.items() if jax.process_index() == 0 else ():
         print(f"{error}: put aside as {put_aside(path, f'{path.name}.damaged').name}", flush=True)
+    multihost_utils.sync_global_devices("put aside")
 
 
 def put_aside(path: Path, name: str) -> Path:

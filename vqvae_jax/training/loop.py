@@ -89,15 +89,15 @@ def differences(old: dict, new: dict, stage: str = MODEL) -> list[str]:
 def claimed(config: dict, workdir: Path, resume: bool) -> Iterator[None]:
     """Hold the run's folder, made ready for a config; one that isn't to be resumed is put aside.
 
-    Of several processes the first one holds it, and makes it ready before the others look.
+    Of several processes the first one holds it, before the others look.
     """
     is_first = jax.process_index() == 0
     if is_first and not resume and workdir.exists():
         with held(workdir):
             print(f"the old run is now {checkpoint.put_aside(workdir, workdir.name)}")
     with held(workdir) if is_first else contextlib.nullcontext():
-        with processes.first_alone("folder"):
-            prepare_workdir(config, workdir)
+        processes.barrier("folder")
+        prepare_workdir(config, workdir)
         yield
 
 
