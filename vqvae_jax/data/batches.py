@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -65,29 +64,22 @@ def train_batches(
 
 
 def eval_batches(source: Source, batch_size: int, num_images: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the first `num_images` (0: all) images once, in order; `mask` is False on rows that fill the last batch.
-
-    Each process gets its stretch of a batch, whose size is rounded up to a multiple of the processes.
-    """
-    total, processes = min(num_images, len(source)) if num_images else len(source), jax.process_count()
-    size = -(-batch_size // processes)
-    own = size * jax.process_index()
+    """Yield the first `num_images` (0: all) images once, in order; `mask` is False on rows that fill the last batch."""
+    total = min(num_images, len(source)) if num_images else len(source)
 
     def batch_from(start: int):
-        batch = source.take(np.arange(start + own, max(start + own, min(start + own + size, total))))
-        padding = size - len(batch["mask"])
+        batch = source.take(np.arange(start, min(start + batch_size, total)))
+        padding = batch_size - len(batch["mask"])
         return {key: np.pad(rows, [(0, padding)] + [(0, 0)] * (rows.ndim - 1)) for key, rows in batch.items()}
 
-    return _ahead(batch_from, range(0, total, size * processes), EVAL_THREADS)
+    return _ahead(batch_from, range(0, total, batch_size), EVAL_THREADS)
 
 
 def _ahead(make: Callable[[int], Any], numbers: range, num_threads: int, num_workers: int = 0) -> Any:
     dataset = grain.MapDataset.range(numbers.start, numbers.stop, numbers.step).map(lambda number: make(int(number)))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    # Processes send their batches pickled: a segmentation fault was seen with grain's shared memory.
-    piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-    made = grain.experimental.WithOptionsIterDataset(dataset.to_iter_dataset(options), piped)
-    return iter(made.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2), _start_worker))
+    apart = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+    return iter(dataset.to_iter_dataset(options).mp_prefetch(apart, _start_worker))
 
 
 def _start_worker(number: int, of: int) -> None:
@@ -110,7 +102,7 @@ def _from_workers(source: FileSource, make: Callable, steps: range, num_workers:
         for batch, bad in made:
             for name, reason in bad.items():
                 source.note_bad(name, reason)
-            yield batch
+            yield {key: np.array(rows) for key, rows in batch.items()}  # which lay in memory shared with a worker
     except RuntimeError as error:
         if "Worker process was terminated" not in str(error):
             raise

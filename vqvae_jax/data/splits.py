@@ -153,10 +153,8 @@ class FileSource:
             raise InputError(f"{what}: mend the data, or allow more with data.max_bad_images")
 
     def _stack(self, images, indices):
-        mask = np.array([image is not None for image in images], bool)
-        pixels = np.zeros((len(images), *self.image_shape), np.uint8)
-        for n in np.flatnonzero(mask):
-            pixels[n] = images[n]
+        mask = np.array([image is not None for image in images])
+        pixels = np.stack([np.zeros(self.image_shape, np.uint8) if image is None else image for image in images])
         return {"image": pixels, "label": self.labels[indices], "mask": mask}
 
 
