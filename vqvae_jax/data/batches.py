@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -78,8 +79,10 @@ def eval_batches(source: Source, batch_size: int, num_images: int = 0) -> Iterat
 def _ahead(make: Callable[[int], Any], numbers: range, num_threads: int, num_workers: int = 0) -> Any:
     dataset = grain.MapDataset.range(numbers.start, numbers.stop, numbers.step).map(lambda number: make(int(number)))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    apart = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-    return iter(dataset.to_iter_dataset(options).mp_prefetch(apart, _start_worker))
+    # Processes send their batches pickled: a segmentation fault was seen with grain's shared memory.
+    piped = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+    made = grain.experimental.WithOptionsIterDataset(dataset.to_iter_dataset(options), piped)
+    return iter(made.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2), _start_worker))
 
 
 def _start_worker(number: int, of: int) -> None:
@@ -102,7 +105,7 @@ def _from_workers(source: FileSource, make: Callable, steps: range, num_workers:
         for batch, bad in made:
             for name, reason in bad.items():
                 source.note_bad(name, reason)
-            yield {key: np.array(rows) for key, rows in batch.items()}  # which lay in memory shared with a worker
+            yield batch
     except RuntimeError as error:
         if "Worker process was terminated" not in str(error):
             raise
