@@ -59,15 +59,16 @@ ROWS = {
     "cifar10": {
         "vae": ("vae", {"train.num_steps": 18_000}),
         "vqvae": ("vqvae", WITH_PRIOR | {"train.num_steps": 18_000}),
-        "vqvae_gradient": ("vqvae_gradient", WITH_PRIOR | {"train.num_steps": 15_000}),
-        "vqvae_softmax_embedding": ("vqvae", WITH_PRIOR | EMBEDDING | {"train.num_steps": 15_000}),
+        "vqvae_gradient": ("vqvae_gradient", {"train.num_steps": 3_200}),
+        "vqvae_softmax_embedding": ("vqvae", EMBEDDING | {"train.num_steps": 6_000}),
         "vqvae_softmax": ("vqvae", SOFTMAX | {"train.num_steps": 8_000}),
         "vqvae_short": ("vqvae", {"train.num_steps": 8_000}),
-        "vimco": ("vimco", {"train.num_steps": 8_000}),
-        "vimco_from_vqvae": ("vimco", FROM_VQVAE | {"train.num_steps": 2_000}),
+        "vqvae_quarter_hour": ("vqvae", {"train.num_steps": 3_200}),
+        "vimco": ("vimco", {"train.num_steps": 2_000, "eval.samples": 0}),
+        "vimco_from_vqvae": ("vimco", FROM_VQVAE | {"train.num_steps": 1_000, "eval.samples": 0}),
     },
     "families": {
-        f"{family}_{seed}": (family, {"seed": seed, "train.num_steps": 3_000, "eval.samples": 0})
+        f"{family}_{seed}": (family, {"seed": seed, "train.num_steps": 600, "eval.samples": 0})
         for seed in range(2)
         for family in families.FAMILIES
     },
@@ -98,8 +99,8 @@ STUDY = {  # what changes, one at a time, of a VQ-VAE of 4 codes of K = 256 a po
     "Adam": {"optimizer.name": "adam"},
     "average of weights": {"train.average_decay": 0.998},
 }
-ROWS["study"] = {name: ("vqvae", changes | {"train.num_steps": 2_000}) for name, changes in STUDY.items()}
-ROWS["study"]["codebook by gradient"] = ("vqvae_gradient", {"train.num_steps": 2_000})
+ROWS["study"] = {name: ("vqvae", changes | {"train.num_steps": 400}) for name, changes in STUDY.items()}
+ROWS["study"]["codebook by gradient"] = ("vqvae_gradient", {"train.num_steps": 400})
 KEPT = ("rate", "distortion", "psnr", "ssim", "perplexity", "codebook_usage", "codebook_size", "num_codebooks")
 KEPT += ("num_images", "dataset", "split", "samples", "elbo_bits_per_dim", "in_expectation", "other_bounds")
 
