@@ -32,6 +32,16 @@ QUANTIZERS = {
     "vector_gradient": CODES | {"commitment_cost": 0.25},  # the codebook loss of eq. (3)
 }
 
+# model.context: P(x | z) that also sees earlier pixels.
+CONTEXT = {
+    "components": 3,  # logistics in the mixture of a pixel
+    "reach": 3,  # pixels above and to either side: 24 neighbours
+    "units": 96,  # of its hidden layers
+    "blocks": 1,  # residual ones
+    "conditioning": 32,  # features of z beside those of the head
+    "head_weight": 0.05,  # in the loss, of the distribution given z alone, which shows reconstructions
+}
+
 # What each family has in `model` beside the shared options. "vqvae" takes a quantizer instead.
 FAMILIES = {
     "autoencoder": {"latent_channels": 20},  # numbers per position
@@ -66,8 +76,10 @@ def get_config(family: str = "vqvae", quantizer: str = "vector_ema") -> Config:
 
     config.model = ml_collections.ConfigDict(own)
     config.model.family = family
-    config.model.likelihood = "softmax"  # or softmax_embedding, logistic, logistic_mixture, gaussian_global, _channel,
-    # _pixel, bernoulli, squared_error (not for vae, gumbel, vimco)
+    config.model.likelihood = "softmax"  # or softmax_embedding, logistic, logistic_mixture, context, gaussian_global,
+    # _channel, _pixel, bernoulli, squared_error (not for vae, gumbel, vimco)
+    # What the likelihood "context" is made of; unused with any other.
+    config.model.context = ml_collections.ConfigDict(CONTEXT)
     config.model.hidden = 256  # channels
     config.model.residual_units = 256  # channels inside a residual block
     config.model.residual_blocks = 2

@@ -48,7 +48,7 @@ def copy_checkpoints(run: Path, target: Path) -> None:
                 manager, {key: state[key] for key in ("params", "model_state", "average") if key in state}, meta
             )
         copy = checkpoint.folder(target, stage)
-        shutil.copytree(path / "fitted", copy / path.name / "fitted")
+        checkpoint.save_fitted(copy / path.name, checkpoint.read_fitted(path))
         for note in copy.rglob("commit_success.txt"):  # orbax's, of where it was written
             note.unlink()
 

@@ -268,7 +268,8 @@ def main():
             registry.pick(ROWS[arguments.table], name, f"row of {arguments.table}")
             config = config_of(arguments.table, name, arguments.data_dir, dict(arguments.set))
             workdir = arguments.runs / arguments.table / name.replace(" ", "_").replace("/", "_")
-            loop.prepare_workdir(config, workdir, resume=True)  # refuses a run of another config, also a finished one
+            with loop.claimed(config, workdir, resume=True):  # refuses a run of another config, also a finished one
+                pass
             if not (workdir / "evaluation.json").is_file():
                 train(arguments.table, name, config, workdir)
             elif any(row["name"] == name for row in read_rows(arguments)):

@@ -2,6 +2,9 @@
 
 import importlib.util
 import inspect
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +56,26 @@ def test_a_split_other_than_test_gets_a_file_of_its_own(trained, capsys):
     assert (trained / "evaluation.json").read_text() == before
     assert (trained / "evaluation_validation.json").is_file()
     assert f"{trained}/evaluation_validation.json" in capsys.readouterr().out
+
+
+def test_the_table_is_written_where_one_says_and_printed_where_none_can_be_written(trained, capsys, tmp_path):
+    before = (trained / "evaluation.json").read_text()
+    commands.evaluate(workdir=trained, output=tmp_path / "new" / "table.json")
+    assert json.loads((tmp_path / "new" / "table.json").read_text()) == json.loads(before)
+    assert (tmp_path / "new" / "figures" / "samples.png").is_file()
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "evaluation.json").unlink()
+    (run / "evaluation.json").mkdir()  # which no file replaces, whoever tests this
+    capsys.readouterr()
+    result = commands.evaluate(workdir=run)
+    out = capsys.readouterr().out
+    assert f"{result['bits_per_dim']:.3f}" in out
+    assert re.search(r"^not written: .*/evaluation.json .*: name a file elsewhere with --output$", out, re.MULTILINE)
+    with pytest.raises(InputError, match=r"cannot write .*evaluation.json: .*; choose another --output"):
+        commands.evaluate(workdir=run, output=run / "evaluation.json")
+    other = commands.evaluate(workdir=run, step=3)
+    assert other["prior"] == "unigram"
+    assert json.loads((run / "evaluation_step_3.json").read_text())["prior"] == "unigram"
 
 
 def test_the_table_has_what_other_codecs_need_for_the_same_images(trained, capsys, tmp_path):

@@ -136,7 +136,7 @@ def test_the_papers_config_is_the_papers():
     ("change", "message"),
     [
         ({"family": "vqvea"}, "unknown family 'vqvea': did you mean 'vqvae'"),
-        ({"likelihood": "gauss"}, "unknown likelihood 'gauss': .*known: bernoulli, gaussian_channel"),
+        ({"likelihood": "gauss"}, "unknown likelihood 'gauss': .*known: bernoulli, context, gaussian_channel"),
         ({"hiden": 3}, "unknown option model.hiden: did you mean 'hidden'"),
         ({"downsamplings": 4}, "images of 8x12 .*sides must be multiples of 16"),
         ({"pixel_std": (0.5, 0.0, 0.5)}, r"model.pixel_std is \(0.5, 0.0, 0.5\): it must be above 0"),

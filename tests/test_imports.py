@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vqvae_jax"
 LAYERS = [  # a module may import modules of earlier layers alone
-    {"errors", "memory", "start", "models.winograd"},
-    {"quantizers.interface", "likelihoods.interface", "likelihoods.discretised", "data.transforms"}
+    {"errors", "start", "models.winograd"},
+    {"memory", "quantizers.interface", "likelihoods.interface", "likelihoods.discretised", "data.transforms"}
     | {"codec.container", "codec.entropy", "codec.environment", "evaluation.metrics"},
     {"quantizers.vector", "likelihoods.sampling", "likelihoods.pixelwise", "data.image_files"},
-    {"data.prepare", "data.splits"},
+    {"likelihoods.context", "data.prepare", "data.splits"},
     {"data.sources", "data.batches", "models.interface", "models.convolutions", "priors.interface"},
     {"models.networks", "priors.ancestral", "priors.counted", "priors.autoregressive", "priors.pixelcnn"}
     | {"priors.transformer"},
@@ -19,8 +19,8 @@ LAYERS = [  # a module may import modules of earlier layers alone
     {"models.vqvae", "models.vae", "models.categorical", "models.autoencoder"},
     {"models.gumbel", "models.vimco"},
     {"registry"},
-    {"evaluation.plots", "training.checkpoint", "training.sharding", "training.record"},
-    {"training.step", "training.feed"},
+    {"evaluation.plots", "training.checkpoint", "training.lock", "training.sharding", "training.record"},
+    {"training.step", "training.feed", "training.processes"},
     {"priors.trained"},
     {"run"},
     {"evaluation.evaluate", "codec.tiles"},

@@ -93,8 +93,10 @@ def test_help_lists_every_mode_with_its_flags_and_the_configs():
     sections = dict(re.findall(r"^--mode=(\w+): .+\n((?:  --.+\n)+)", done.stdout, re.MULTILINE))
     flags = {mode: re.findall(r"^  --(\w+)", text, re.MULTILINE) for mode, text in sections.items()}
     assert list(flags) == ["train", "evaluate", "reconstruct", "sample", "complete", "compress", "decompress"]
-    assert flags["train"] == ["config", "workdir", "data_dir", "resume"]
-    assert flags["decompress"] == ["workdir", "input", "output", "overwrite"]
+    of_processes = ["coordinator", "num_processes", "process_id"]
+    assert flags["train"] == ["config", "workdir", "data_dir", "resume", *of_processes]
+    assert flags["evaluate"][-3:] == of_processes
+    assert flags["decompress"] == ["workdir", "step", "input", "output", "overwrite"]
     assert {"temperature", "top_k", "top_p", "seed", "class", "overwrite"} < set(flags["sample"])
     assert re.search(r"--keep=SHARE .+ \[0\.5\]", sections["complete"])
     assert re.search(r"--top_k=K .+ \[0\]", sections["sample"])
@@ -155,7 +157,7 @@ MISTAKES = [
     ([], "--mode=train needs --config=FILE.py[:VARIANT]: e.g. configs/quickstart.py"),
     (
         [QUICK, "--config.model.hiden=4"],
-        "unknown option model.hiden: did you mean 'model.hidden'? known: model.downsamplings",
+        "unknown option model.hiden: did you mean 'model.hidden'? known: model.context, model.downsamplings",
     ),
     (
         [QUICK, "--config.modle.hidden=4"],

@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # for editors
     from vqvae_jax.run import load
     from vqvae_jax.training.loop import train
 
-__version__ = "0.2.2"
+__version__ = "0.2.3"
 __all__ = ["__version__", "load", "load_data", "show", "train"]
 
 # Imported when asked for, so that a data worker does not import the whole package.

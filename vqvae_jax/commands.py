@@ -11,7 +11,7 @@ from vqvae_jax import registry
 from vqvae_jax.codec import compress as codec
 from vqvae_jax.data import image_files
 from vqvae_jax.data.splits import Source
-from vqvae_jax.errors import InputError
+from vqvae_jax.errors import InputError, is_out_of_space
 from vqvae_jax.evaluation import plots
 from vqvae_jax.evaluation.evaluate import CODECS, CODED, Measured, file_bits, measure, other_bounds, summarise
 from vqvae_jax.evaluation.tables import print_table
@@ -50,23 +50,33 @@ def train(*, config: dict, workdir: Place, data_dir: str | None = None, resume: 
     return run
 
 
-def evaluate(*, workdir: Place, data_dir: str | None = None, split: str = "test") -> dict:
+def evaluate(
+    *,
+    workdir: Place,
+    data_dir: str | None = None,
+    step: int | None = None,
+    split: str = "test",
+    output: Place | None = None,
+) -> dict:
     """Measure a split with the newest checkpoint, print the table and write `evaluation.json`."""
-    run = load(workdir, data_dir)
-    return report(run, Path(workdir), registry.build_source(run.meta["config"]["data"], split))
+    run = load(workdir, data_dir, step)
+    of_step = "" if step is None else f"_step_{step}"
+    source = registry.build_source(run.meta["config"]["data"], split)
+    return report(run, Path(workdir), source, Path(output) if output else None, of_step)
 
 
 def reconstruct(
     *,
     workdir: Place,
     data_dir: str | None = None,
+    step: int | None = None,
     split: str = "test",
     input: Names = (),
     output: Place | None = None,
     num: int = 32,
 ) -> Path:
     """Draw originals and their reconstructions, of a split or of image files of any size."""
-    run = load(workdir, data_dir)
+    run = load(workdir, data_dir, step)
     path = Path(output or Path(workdir) / "figures" / "reconstructions.png")
     _save_pairs(run, path, _chosen(run, input, split, num)[0])
     print(f"originals and reconstructions: {path}")
@@ -76,6 +86,7 @@ def reconstruct(
 def sample(
     *,
     workdir: Place,
+    step: int | None = None,
     output: Place | None = None,
     num: int = 32,
     class_: Names = (),
@@ -87,13 +98,13 @@ def sample(
     overwrite: bool = False,
 ) -> Path:
     """Draw codes from the learned prior (or latents from p(z)) and write their images."""
-    run, folder = load(workdir), Path(output or Path(workdir) / "samples")
+    run, folder = load(workdir, step=step), Path(output or Path(workdir) / "samples")
     labels = np.repeat(np.array(class_numbers(run, class_), np.int32), num)
     old, options = _replaceable(folder, overwrite), Options(temperature, top_k, top_p)
     images = run.sample(len(labels) or num, seed, labels if class_ else None, options, pixels)
     with image_files.writing(folder / "samples.npz") as file:
         np.savez(file, images=images, labels=labels)
-    for path in old:
+    for path in old if jax.process_index() == 0 else ():
         path.unlink()
     for n, image in enumerate(images):
         image_files.save(folder / f"{n:04d}.png", image)
@@ -106,6 +117,7 @@ def complete(
     *,
     workdir: Place,
     data_dir: str | None = None,
+    step: int | None = None,
     split: str = "test",
     input: Names = (),
     output: Place | None = None,
@@ -118,7 +130,7 @@ def complete(
     keep: float = 0.5,
 ) -> Path:
     """Keep the upper part of images and draw the rest: originals, what was given, and completions."""
-    run = load(workdir, data_dir)
+    run = load(workdir, data_dir, step)
     known, labels = run.trained_prior().num_classes, class_numbers(run, class_)
     if len(labels) > 1 or (labels and not known):
         raise InputError("--class names one class for all completions, of a prior that knows classes")
@@ -143,6 +155,7 @@ def complete(
 def compress(
     *,
     workdir: Place,
+    step: int | None = None,
     input: Names,
     output: Place,
     class_: Names = (),
@@ -153,7 +166,7 @@ def compress(
     verify: bool = True,
 ) -> codec.Sizes:
     """Code images, losslessly or not, in one file."""
-    run = load(workdir)
+    run = load(workdir, step=step)
     labels = class_numbers(run, class_)
     if len(labels) > 1:
         raise InputError("one --class is for all images: leave out the others, or let --search_label choose")
@@ -172,17 +185,21 @@ def compress(
     return sizes
 
 
-def decompress(*, workdir: Place, input: Names, output: Place, overwrite: bool = False) -> int:
+def decompress(*, workdir: Place, step: int | None = None, input: Names, output: Place, overwrite: bool = False) -> int:
     """Write the images of a .vqz file as PNG; give their number."""
     if len(input) != 1:
         raise InputError("--mode=decompress needs one --input=FILE.vqz")
-    number = codec.decompress(load(workdir), image_files.read_file(input[0]), output, overwrite=overwrite)
+    run = load(workdir, step=step)
+    number = codec.decompress(run, image_files.read_file(input[0]), output, overwrite=overwrite)
     print(f"decompressed: {number:,} images in {output}")
     return number
 
 
-def report(run: Run, workdir: Path, source: Source) -> dict:
-    """Evaluate a split, print the table, write `evaluation.json` (`evaluation_SPLIT.json` if not of test), and draw."""
+def report(run: Run, workdir: Path, source: Source, output: Path | None = None, suffix: str = "") -> dict:
+    """Evaluate a split, print the table, write `evaluation.json` (`evaluation_SPLIT.json` if not of test), and draw.
+
+    `output` takes the place of that file, and figures are drawn beside it; `suffix` is added to names.
+    """
     if list(source.class_names) != run.meta["class_names"]:
         raise InputError(f"the classes of {source.name} are not those of the run: name its data with --data_dir")
     options = run.meta["config"]["eval"]
@@ -191,16 +208,28 @@ def report(run: Run, workdir: Path, source: Source) -> dict:
     coded = source.take(measured.rows[:CODED])["image"]
     result["codecs"] = {kind: file_bits(coded, kind, **how) for kind, how in CODECS.items()}
     result["other_bounds"] = other_bounds(run, source, options)
-    suffix = "" if source.split == "test" else f"_{source.split}"
-    write_json(workdir / f"evaluation{suffix}.json", result)
+    suffix = suffix if source.split == "test" else f"_{source.split}{suffix}"
+    path = output or workdir / f"evaluation{suffix}.json"
     print_table(result)
-    print(f"table:       {workdir}/evaluation{suffix}.json")
-    _save_extremes(run, workdir / "figures", source, measured, suffix)
+    try:
+        write_json(path, result)
+        print(f"table:       {path}")
+        _save_figures(run, path.parent / "figures", source, measured, suffix)
+    except (OSError, InputError) as error:  # the table is printed, whatever the folder is like
+        if is_out_of_space(error):
+            raise
+        if output:
+            raise InputError(f"cannot write {path}: {error}; choose another --output") from error
+        print(f"not written: {path} or its figures ({error}): name a file elsewhere with --output")
+    return result
+
+
+def _save_figures(run: Run, folder: Path, source: Source, measured: Measured, suffix: str) -> None:
+    _save_extremes(run, folder, source, measured, suffix)
     # Without a p(z), samples are of a Gaussian that was fitted to training latents after the fact.
     if run.learned or (run.model.samples_latents and run.variables["fitted"]):
         name = "samples_ex_post" if run.prior is None else "samples"
-        plots.save_grid(workdir / "figures" / f"{name}.png", plots.side_by_side(COLUMNS, run.sample(4 * COLUMNS)))
-    return result
+        plots.save_grid(folder / f"{name}.png", plots.side_by_side(COLUMNS, run.sample(4 * COLUMNS)))
 
 
 def _save_extremes(run: Run, folder: Path, source: Source, measured: Measured, suffix: str) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import math
 import os
 from collections.abc import Iterable
 
@@ -23,8 +24,9 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
 def at_least(section: str, **limits: tuple) -> None:
     """Raise InputError unless every option of a section, given as (value, lowest), is in range."""
     for key, (value, lowest) in limits.items():
-        if not value >= lowest:
-            raise InputError(f"{section}.{key} is {value}: it must be at least {lowest}")
+        if not lowest <= value < math.inf:
+            finite = ", and finite" if value == math.inf else ""
+            raise InputError(f"{section}.{key} is {value}: it must be at least {lowest}{finite}")
 
 
 def is_out_of_space(error: BaseException | None) -> bool:

@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vqvae_jax import commands, registry
 from vqvae_jax.errors import InputError, is_out_of_space, suggest
+from vqvae_jax.training import processes
 from vqvae_jax.training.loop import Stopped
 
 _MODES = ("train", "evaluate", "reconstruct", "sample", "complete", "compress", "decompress")
@@ -39,9 +41,18 @@ OPTIONS: dict[str, tuple[Callable, str, str]] = {  # how absl defines it, its va
     "workdir": (TEXT, "RUN", "the run's folder; default: runs/NAME of the --config"),
     "data_dir": (TEXT, "DIR", "where the data set lies; default: as in the config"),
     "resume": (partial(flags.DEFINE_enum, enum_values=["auto", "never"]), "auto|never", "never: put an old run aside"),
+    "step": (
+        partial(flags.DEFINE_integer, lower_bound=0),
+        "N",
+        "read this checkpoint of the image model, and no prior",
+    ),
     "split": (TEXT, "SPLIT", "train, validation or test"),
     "input": (TEXTS, "PATH", "an image or a folder, may be repeated; to decompress: a .vqz file"),
-    "output": (TEXT, "PATH", "a PNG or a folder of samples, in RUN by default; the .vqz file; decompress: a folder"),
+    "output": (
+        TEXT,
+        "PATH",
+        "a PNG, a folder of samples, the table as JSON, the .vqz file; decompress: a folder",
+    ),
     "num": (partial(flags.DEFINE_integer, lower_bound=1), "N", "images of the split, or samples (of each class)"),
     "class": (TEXTS, "NAME", "by name or number; to sample it may be repeated, a row each"),
     "temperature": (NUMBER, "T", "below 1: more probable codes"),
@@ -54,14 +65,20 @@ OPTIONS: dict[str, tuple[Callable, str, str]] = {  # how absl defines it, its va
     "search_label": (SWITCH, "", "try all classes for every image"),
     "overwrite": (SWITCH, "", "replace what is there"),
     "skip": (SWITCH, "", "leave out files that can't be coded"),
+    "coordinator": (TEXT, "HOST:PORT", "of several processes: where the first of them runs, and a free port there"),
+    "num_processes": (partial(flags.DEFINE_integer, lower_bound=1), "N", "how many processes there are"),
+    "process_id": (partial(flags.DEFINE_integer, lower_bound=0), "N", "which of them this is, from 0"),
     "verify": (SWITCH, "", "decode what was written before it is called done; --noverify: don't"),
 }
+ALONE = ("compress", "decompress")  # modes that are one process
+OF_PROCESSES = dict(inspect.signature(processes.start).parameters)  # flags of the others beside their own
 NO_CONFIGS = "in the folder configs/ of the project's source"
 
 
 def _takes(mode: str) -> dict[str, inspect.Parameter]:
     """The flags of a mode: the keyword arguments of its function, `class_` being a word of Python's."""
-    return {name.rstrip("_"): given for name, given in inspect.signature(MODES[mode]).parameters.items()}
+    shared = {} if mode in ALONE else OF_PROCESSES
+    return {name.rstrip("_"): given for name, given in inspect.signature(MODES[mode]).parameters.items()} | shared
 
 
 def parse(argv: Sequence[str]) -> tuple[Callable, dict[str, Any]]:
@@ -178,7 +195,7 @@ def keep_compiled() -> None:
 
 def _fail(message: object, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+    processes.leave(code)
 
 
 def run() -> None:
@@ -192,6 +209,9 @@ def run() -> None:
         if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
             return print("\n".join(help_lines()))
         function, arguments = parse(sys.argv)
+        processes.start(**{name: arguments.pop(name, None) for name in OF_PROCESSES})
+        if function.__name__ in ALONE and jax.process_count() > 1:
+            raise InputError(f"--mode={function.__name__} is one process: start it once, or with --num_processes=1")
         function(**arguments)
     except InputError as error:
         _fail(error)
@@ -201,9 +221,12 @@ def run() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
-        if not is_out_of_space(error):
+        if is_out_of_space(error):
+            _fail("no space left on disk: make room and run the same command, it goes on from the last checkpoint")
+        if not jax.distributed.is_initialized():
             raise
-        _fail("no space left on disk: make room and run the same command, it goes on from the last checkpoint")
+        traceback.print_exc()
+        _fail("one of several processes failed: start all of them again, they go on from the last checkpoint", 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """From names and plain dicts to objects. A section's keys must be exactly the arguments of what it builds."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from vqvae_jax.data import sources
 from vqvae_jax.data.batches import train_batches
 from vqvae_jax.data.splits import Source, prepare_split
 from vqvae_jax.errors import InputError, at_least, suggest
-from vqvae_jax.likelihoods.pixelwise import LIKELIHOODS
+from vqvae_jax.likelihoods import LIKELIHOODS
+from vqvae_jax.memory import check_fits
 from vqvae_jax.models.autoencoder import Autoencoder
 from vqvae_jax.models.gumbel import Gumbel
 from vqvae_jax.models.trunk import Family, Trunk
@@ -71,15 +73,21 @@ def _hashable(section: Mapping) -> dict:
 def build_model(section: Mapping, image_shape: tuple[int, ...]) -> Family:
     """Build a family from the config's `model` section for images of [H, W, C]."""
     options = _hashable(section)
-    family = pick(FAMILIES, options.pop("family", ""), "family")
+    family, of_context = pick(FAMILIES, options.pop("family", ""), "family"), options.pop("context", {})
     of_trunk = arguments(Trunk, "channels")
     check_keys(options, of_trunk | arguments(family, "trunk"), "model")
-    options["likelihood"] = pick(LIKELIHOODS, options["likelihood"], "likelihood")()
+    likelihood = pick(LIKELIHOODS, options["likelihood"], "likelihood")
+    is_context = options["likelihood"] == "context"
+    options["likelihood"] = build(likelihood, of_context, "model.context") if is_context else likelihood()
     if "quantizer" in options:
         options["quantizer"] = build_named(QUANTIZERS, options["quantizer"], "model.quantizer")
     trunk = Trunk(channels=image_shape[2], **{key: options.pop(key) for key in of_trunk})
-    trunk.grid(*image_shape[:2])
-    return family(trunk=trunk, **options)
+    model = family(trunk=trunk, **options)
+    # Four arrays of the codebook are in training, whichever way it learns; and each position's codes are counted.
+    depth = 4 * section.get("quantizer", section).get("embedding_dim", 0) + math.prod(trunk.grid(*image_shape[:2]))
+    if model.latents == "codes":
+        check_fits("the codebooks of the config", 4 * depth * sum(model.codebook_sizes))
+    return model
 
 
 def build_prior(
@@ -142,6 +150,8 @@ OPTIMIZERS = {"adam": optax.adam, "muon": _muon}
 
 def _optimizer(*, name, learning_rate, schedule, warmup_steps, num_steps) -> optax.GradientTransformation:
     at_least("optimizer", learning_rate=(learning_rate, 0), warmup_steps=(warmup_steps, 0))
+    if not learning_rate:
+        raise InputError("optimizer.learning_rate is 0: it must be above 0, or nothing is learned")
     rate = pick(SCHEDULES, schedule, "optimizer.schedule")(learning_rate, warmup_steps, num_steps)
     return pick(OPTIMIZERS, name, "optimizer")(rate)
 

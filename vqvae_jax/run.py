@@ -167,7 +167,7 @@ class Run:
             raise InputError(f"the family {self.family} draws latents of no class at no temperature: leave these out")
         else:
             key = jax.random.key(seed)
-            latents = np.asarray(compiled(self.model.sample_latents, self.variables, key, shape=(num, *self.grid)))
+            latents = sharding.whole(compiled(self.model.sample_latents, self.variables, key, shape=(num, *self.grid)))
         return to_images(latents)
 
     def draw(self, latents: Latents, seed: int = 0) -> Images:
@@ -207,7 +207,7 @@ class Run:
         for batch in batches.eval_batches(source, self._batch_size(len(source)), num_images):
             batch = sharding.put_batch(batch)
             sums = compiled(self.model.fit_sums, self.variables, batch["image"], batch["mask"])
-            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sharding.whole(sums))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.model.fit(total))
 
@@ -262,12 +262,17 @@ def check_support(model, images: Images) -> None:
         raise InputError(f"this likelihood is for images of the levels {known} alone: choose another model.likelihood")
 
 
-def load_model(workdir: str | Path, data_dir: str | None = None) -> Run:
+def load_model(workdir: str | Path, data_dir: str | None = None, step: int | None = None) -> Run:
     """Load a run's image model without a learned prior; see `load`."""
-    path = checkpoint.newest(workdir)
-    if path is None:
+    read = partial(_read_model, data_dir=data_dir)
+    run = checkpoint.read_newest(read, workdir) if step is None else read(checkpoint.of_step(workdir, step))
+    if run is None:
         what = "checkpoint" if checkpoint.folder(workdir).is_dir() else "run"
         raise InputError(f"no {what} in {workdir}: train first, or name another folder with --workdir")
+    return run
+
+
+def _read_model(path: Path, data_dir: str | None) -> Run:
     meta = checkpoint.read_meta(path)
     if data_dir is not None:
         meta["config"]["data"]["data_dir"] = data_dir
@@ -275,15 +280,20 @@ def load_model(workdir: str | Path, data_dir: str | None = None) -> Run:
     images = jax.ShapeDtypeStruct((1, *meta["image_shape"]), np.uint8)
     abstract = sharding.everywhere(jax.eval_shape(model.init, jax.random.key(0), images))
     averaged = meta["config"]["train"]["average_decay"] > 0
-    return Run(model, checkpoint.restore_variables(path, abstract, averaged), meta)
+    run = Run(model, checkpoint.restore_variables(path, abstract, averaged), meta)
+    if not run.variables["fitted"]:
+        checkpoint.check_finished(path, "train")
+    return run
 
 
-def load(workdir: str | Path, data_dir: str | None = None) -> Run:
+def load(workdir: str | Path, data_dir: str | None = None, step: int | None = None) -> Run:
     """Load a run's newest checkpoint, which carries its own config, and its prior if one was trained to its end.
 
-    `workdir` is the run's folder, e.g. "runs/cifar10", and `data_dir` where its data set lies now, if it moved.
+    `workdir` is the run's folder, e.g. "runs/cifar10", and `data_dir` where its data set lies now, if it moved. `step`
+    names a checkpoint of the image model, which comes without a learned prior. What is damaged is an InputError.
     """
-    run = load_model(workdir, data_dir)
-    if not run.model.takes_prior:
-        return run
-    return run.with_prior(trained.load(workdir, run.fingerprint(), run.field, run.model.codebook_sizes))
+    with checkpoint.offering_others(workdir):
+        run = load_model(workdir, data_dir, step)
+        if step is not None or not run.model.takes_prior:
+            return run
+        return run.with_prior(trained.load(workdir, run.fingerprint(), run.field, run.model.codebook_sizes))

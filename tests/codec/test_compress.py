@@ -75,6 +75,21 @@ def compressed(config, tmp_path):
     return run, compress.compress(run, [str(tmp_path / "in")])[0], expected
 
 
+def test_nothing_is_written_through_a_link_out_of_the_folder(compressed, tmp_path):
+    run, data, expected = compressed
+    below = next(Path(name) for name in expected if "/" in str(name))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / below.parts[0]).symlink_to(tmp_path / "elsewhere")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="would lie outside of .*out, where a link leads: choose another --output"):
+            compress.decompress(run, data, tmp_path / "out", overwrite=overwrite)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")  # the folder itself may be one
+    assert compress.decompress(run, data, tmp_path / "link") == len(expected)
+
+
 def test_existing_files_are_kept_unless_they_may_be_replaced(compressed, tmp_path):
     run, data, expected = compressed
     path = tmp_path / "there.vqz"

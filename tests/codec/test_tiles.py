@@ -15,6 +15,7 @@ from vqvae_jax.codec import compress
 from vqvae_jax.codec.entropy import Decoder, Encoder
 from vqvae_jax.codec.tiles import TileCoder
 from vqvae_jax.errors import InputError
+from vqvae_jax.likelihoods.context import Context
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def photographs(tmp_path) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("prior", ["none", "pixelcnn"])
-def test_a_likelihood_of_several_steps_costs_what_it_says_and_comes_back(config, tmp_path, photographs, prior):
-    run = make_run(config, prior, pixel_model=Earlier())
+@pytest.mark.parametrize(("prior", "model"), [("none", Earlier()), ("pixelcnn", Earlier()), ("none", Context(units=8))])
+def test_a_likelihood_of_several_steps_costs_what_it_says_and_comes_back(config, tmp_path, photographs, prior, model):
+    run = make_run(config, prior, pixel_model=model)
     data, sizes = compress.compress(run, [str(tmp_path / "in")])
     compress.decompress(run, data, tmp_path / "out")
     assert_same(read(tmp_path / "out"), photographs)
@@ -38,7 +39,9 @@ def test_a_likelihood_of_several_steps_costs_what_it_says_and_comes_back(config,
     for image in photographs.values():
         codes = run.encode(tiles_of(image, "edge"))
         features = run.model.features(run.variables, codes)
-        log_prob = run.model.likelihood.log_prob({}, features, tiles_of(image, "constant"))
+        log_prob = run.model.likelihood.log_prob(
+            run.model.likelihood_params(run.variables), features, tiles_of(image, "constant")
+        )
         real = tiles_of(np.ones_like(image), "constant")
         nats -= np.sum(np.asarray(log_prob, np.float64) * real)
         nats -= np.sum(np.asarray(prior.log_prob(variables, codes), np.float64))

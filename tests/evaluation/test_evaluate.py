@@ -13,6 +13,7 @@ from vqvae_jax import registry
 from vqvae_jax.data.sources import ArraySource
 from vqvae_jax.errors import InputError
 from vqvae_jax.evaluation.evaluate import CODECS, evaluate, file_bits
+from vqvae_jax.likelihoods.pixelwise import LogisticMixture
 from vqvae_jax.run import Run, load
 from vqvae_jax.training import loop, record
 
@@ -46,6 +47,23 @@ def test_bits_per_dim_is_worked_out_by_hand(run, source):
     np.testing.assert_allclose(result["standard_errors"]["bits_per_dim"], error, rtol=1e-4)
     assert result["prior"] == "unigram"
     assert result["num_images"] == 10
+
+
+def test_what_the_pixels_would_cost_alone_stands_beside_the_bound_of_a_context(config):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 12, 3), dtype=np.uint8)
+    source = ArraySource("tiny", "test", images, np.zeros(3, np.int32), ("one",))
+    config["model"] |= {"likelihood": "context", "context": config["model"]["context"] | {"units": 8}}
+    model = registry.build_model(config["model"], (8, 12, 3))
+    variables = {**jax.jit(model.init)(jax.random.key(0), images), "fitted": {}}
+    run = Run(model, variables, {"config": config, "class_names": ["one"], "image_shape": [8, 12, 3], "step": 0})
+    result = evaluate(run, source)
+    features = model.features(variables, model.encode(variables, images))
+    head = LogisticMixture(3)
+    nats = -np.sum(np.asarray(head.log_prob({}, features[..., : head.features(3)], images), np.float64))
+    expected = nats / images.size / math.log(2)
+    np.testing.assert_allclose(result["distortion_pixelwise"], expected, rtol=1e-5)
+    np.testing.assert_allclose(result["bits_per_dim_pixelwise"], expected + result["rate"], rtol=1e-5)
+    assert abs(result["distortion"] - expected) > 0.01
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 64])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vqvae_jax.errors import InputError
-from vqvae_jax.likelihoods.pixelwise import LIKELIHOODS
+from vqvae_jax.likelihoods import LIKELIHOODS
 
 KEY = jax.random.key(0)
 

@@ -8,7 +8,7 @@ from scipy import special, stats
 
 from vqvae_jax.likelihoods.discretised import round_to_uint8
 from vqvae_jax.likelihoods.pixelwise import (
-    LIKELIHOODS,
+    PIXELWISE,
     Bernoulli,
     Gaussian,
     Logistic,
@@ -57,7 +57,7 @@ CASES = {
     "logistic_mixture": (LogisticMixture(5), mixture_params()),
     "bernoulli": (Bernoulli(), np.array([*MEANS, 88.0, -88.0], np.float32).reshape(1, -1, 1, 1)),
     # Means, and log scales on the decoder's scale.
-    **{name: (LIKELIHOODS[name](), grid(MEANS, LOG_SCALES)) for name in GAUSSIANS},
+    **{name: (PIXELWISE[name](), grid(MEANS, LOG_SCALES)) for name in GAUSSIANS},
 }
 OF_ALL_LEVELS = [name for name in CASES if name != "bernoulli"]
 
@@ -122,7 +122,7 @@ def scipy_softmax(params):
     return special.log_softmax(params.astype(np.float64).reshape(-1, 256), axis=-1)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", PIXELWISE)
 def test_probabilities_sum_to_one_also_at_extreme_params(name):
     log_probs = np.asarray(jax.jit(all_log_probs, static_argnums=0)(*CASES[name]))
     assert log_probs.dtype == np.float32
@@ -148,7 +148,7 @@ def test_log_prob_equals_scipy_with_open_tails(name, reference, tolerance):
     np.testing.assert_allclose(log_probs, reference(params), rtol=1e-5, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", PIXELWISE)
 def test_gradients_are_finite_also_at_extreme_params(name):
     likelihood, params = CASES[name]
 
@@ -169,7 +169,7 @@ def test_gradients_equal_finite_differences_of_scipy(name):
         "logistic": (Logistic(), grid([0.3, -1.0, 1.2], [-2.0, 1.0])),
         "squared_error": (SquaredError(), grid([0.3, -1.0, 1.2], [7.3, 40.0])),
         "logistic_mixture": (LogisticMixture(5), mixture_params()[:, 5:7]),
-        **{key: (LIKELIHOODS[key](), grid([0.3, -1.0, 1.2], [-1.0, 1.0])) for key in GAUSSIANS},
+        **{key: (PIXELWISE[key](), grid([0.3, -1.0, 1.2], [-1.0, 1.0])) for key in GAUSSIANS},
     }[name]
     known = {
         "softmax": scipy_softmax,

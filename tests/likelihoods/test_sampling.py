@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vqvae_jax.likelihoods.pixelwise import LIKELIHOODS, LogisticMixture, Pixelwise
+from vqvae_jax.likelihoods.pixelwise import PIXELWISE, LogisticMixture, Pixelwise
 from vqvae_jax.likelihoods.sampling import draw_pixels
 
 NUM = 6000
@@ -23,9 +23,9 @@ def draw(likelihood, params, features, seed=0, channels=1, start=0):
     )
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", PIXELWISE)
 def test_levels_are_drawn_with_their_probabilities(name):
-    likelihood = LIKELIHOODS[name]()
+    likelihood = PIXELWISE[name]()
     params = {"scale": jnp.full(1, 40.0)} if name == "squared_error" else likelihood.init(jax.random.key(0), 1)
     # Off the centre, so that an end of the range has a mass of its own.
     features = jax.random.normal(jax.random.key(1), (1, 1, 1, likelihood.features(1)))
@@ -57,7 +57,7 @@ def test_coupled_channels_are_drawn_together():
 
 @pytest.mark.parametrize("name", ["logistic_mixture", "gaussian_pixel"])
 def test_an_image_does_not_depend_on_its_batch(name):
-    likelihood = LIKELIHOODS[name]()
+    likelihood = PIXELWISE[name]()
     features = jax.random.normal(jax.random.key(0), (5, 3, 7, likelihood.features(3)))
     together = draw(likelihood, {}, features, channels=3)
     np.testing.assert_array_equal(draw(likelihood, {}, features[3:], channels=3, start=3), together[3:])

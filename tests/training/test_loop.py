@@ -1,6 +1,7 @@
 """The training step and loop: traced once, resumed to the bit, stopped by NaN, told apart from other runs."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -96,7 +97,7 @@ def test_both_stages_of_a_run_draw_with_their_name(of_both_stages, tmp_path, mon
     )
     monkeypatch.setattr(loop, "init_state", lambda *args, **more: (named.append(more["stage"]), init(*args, **more))[1])
     loop.train(of_both_stages, tmp_path)
-    assert named == ["model", "model", "prior", "prior"]
+    assert [name for name, _ in itertools.groupby(named)] == ["model", "prior"]
 
 
 def test_training_lowers_the_bound_on_one_batch(config):
@@ -289,9 +290,12 @@ def test_a_folder_with_another_run_is_refused_or_put_aside(config, tmp_path):
     with pytest.raises(InputError, match=refused):
         loop.train(changed, workdir)
     (tmp_path / "run.1").mkdir()
-    loop.prepare_workdir(changed, workdir, resume=False)
-    assert (tmp_path / "run.2" / "checkpoints").is_dir()
-    assert list(workdir.iterdir()) == []
+    with loop.claimed(changed, workdir, resume=False):
+        assert (tmp_path / "run.2" / "checkpoints").is_dir()
+        assert [path.name for path in workdir.iterdir()] == ["lock"]
+        with pytest.raises(InputError, match="is being trained by"):
+            loop.train(changed, workdir, resume=False)
+    assert workdir.is_dir()
 
 
 def test_a_wrong_option_leaves_the_folder_alone(config, tmp_path):
@@ -314,6 +318,42 @@ def test_a_wrong_option_leaves_the_folder_alone(config, tmp_path):
     with pytest.raises(InputError, match="^the config lacks config.prior$"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+WRONG = {
+    "seed": (99999999999999999999, "config.seed is 99999999999999999999: it must be below 4294967296"),
+    "optimizer.learning_rate": (0, "optimizer.learning_rate is 0: it must be above 0"),
+    "optimizer.learning_rate ": (-1, "optimizer.learning_rate is -1: it must be at least 0"),
+    "optimizer.learning_rate  ": (float("nan"), "optimizer.learning_rate is nan: it must be at least 0"),
+    "optimizer.learning_rate   ": (float("inf"), "optimizer.learning_rate is inf: it must be at least 0, and finite"),
+    "optimizer.warmup_steps": (-5, "optimizer.warmup_steps is -5: it must be at least 0"),
+    "model.hidden": (-3, "model.hidden is -3: it must be at least 1"),
+    "model.hidden ": (0, "model.hidden is 0: it must be at least 1"),
+    "model.hidden  ": (
+        10**7,
+        "parameters, gradients and optimizer of the model: this needs at least .* make it smaller",
+    ),
+    "model.residual_blocks": (-1, "model.residual_blocks is -1: it must be at least 0"),
+    "model.pixel_std": ((0.0,), r"model.pixel_std is \(0.0,\): it must be above 0"),
+    "model.pixel_mean": ((float("nan"),), r"model.pixel_mean is \(nan,\): it must be finite"),
+    "model.quantizer.ema_decay": (1.5, "quantizer.ema_decay is 1.5: it must be below 1"),
+    "model.quantizer.codebook_size": (10**8, "the codebooks of the config: this needs at least .* make it smaller"),
+    "data.batch_size": (10**9, "data.batch_size is 1000000000: this needs at least .* make it smaller"),
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_a_value_out_of_range_is_one_line_before_anything_is_tried(config, tmp_path, option):
+    value, message = WRONG[option]
+    *sections, key = option.strip().split(".")
+    section = config
+    for name in sections:
+        section = section[name]
+    section[key] = value
+    with pytest.raises(InputError, match=f"^{message}") as caught:
+        loop.train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert checkpoint.newest(tmp_path / "run") is None
 
 
 def test_a_finished_run_says_so_and_takes_new_options_of_evaluation(config, tmp_path, capsys):
@@ -378,6 +418,44 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(config, tmp
     with pytest.raises(InputError, match="loss_nats is nan at step 4: training stopped"):
         loop.train(config, tmp_path)
     assert final_state(tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        (
+            "model",
+            "pixel_std",
+            (1e-40,),
+            r"commitment_loss is \w+ \(of the encoder's output\) at step 1: .*look at model.pixel_mean",
+        ),
+        (
+            "optimizer",
+            "learning_rate",
+            1e39,
+            r"params\.[\w.]+ is nan at step \d: training stopped.*; lower optimizer.learning_rate",
+        ),
+    ],
+)
+def test_the_first_tensor_that_is_not_finite_is_named_with_the_option_to_look_at(
+    config, tmp_path, section, key, value, message
+):
+    config[section] |= {key: value}
+    config["optimizer"] |= {"schedule": "constant", "warmup_steps": 0}
+    with pytest.raises(InputError, match=f"^{message}"):
+        loop.train(config, tmp_path)
+
+
+def test_a_record_that_is_torn_or_deleted_meanwhile_stops_nothing(config, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0, "a": 1}\n{"step": 0, "a"\n\xff\xfe\n[3]\n{"step": 0, "b": 2}\n{"step"')
+    writer = record.MetricWriter(tmp_path, "x", 0, 3, tensorboard=False)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 0, "a": 1}, {"step": 0, "b": 2}]
+    path.unlink()
+    writer.scalars(1, {"a": 2.0})
+    writer.scalars(2, {"a": 3.0})
+    writer.close()
+    assert record.read_record(tmp_path) == [{"step": 1, "a": 2.0}, {"step": 2, "a": 3.0}]
 
 
 @pytest.mark.parametrize(("bad", "at"), [({4: jnp.nan, 6: jnp.inf}, 4), ({6: -jnp.inf}, 6)])

@@ -112,6 +112,12 @@ def test_a_cache_of_other_codes_is_refused_and_half_of_one_too(of_both_stages, t
         np.savez(path, codes=file["codes"], labels=file["labels"], about="another")
     with pytest.raises(InputError, match=r"has the codes of another model or other images: delete it"):
         loop.train(of_both_stages, model_alone)
+    with np.load(trained[0] / "codes.npz") as file:
+        parts = {name: file[name] for name in file.files}
+    parts["codes"].flat[7] ^= 1
+    np.savez(path, **parts)  # whose checksums are right
+    with pytest.raises(InputError, match=r"codes.npz is damaged: delete it"):
+        loop.train(of_both_stages, model_alone)
     path.write_bytes((trained[0] / "codes.npz").read_bytes()[:1000])
     with pytest.raises(InputError, match=r"codes.npz is damaged: delete it"):
         loop.train(of_both_stages, model_alone)
@@ -134,7 +140,9 @@ def test_a_prior_of_another_image_model_is_refused(of_both_stages, trained, tmp_
     other = tmp_path / "run"
     loop.train(changed(of_both_stages, "prior", name="none") | {"seed": 1}, other)
     shutil.copytree(trained[0] / "checkpoints" / "prior", other / "checkpoints" / "prior")
-    with pytest.raises(InputError, match="is of another image model: delete it"):
+    with pytest.raises(
+        InputError, match="is of another image model, that of step 3, not of the newest in .*: run the command"
+    ):
         load(other)
     with pytest.raises(InputError, match="holds a run of another config: seed"):
         loop.train(of_both_stages | {"seed": 1}, other)
@@ -142,7 +150,7 @@ def test_a_prior_of_another_image_model_is_refused(of_both_stages, trained, tmp_
     constant = changed(changed(of_both_stages, "optimizer", schedule="constant"), "train", checkpoint_every=1)
     loop.train(constant, tmp_path / "longer")
     longer = changed(constant, "train", num_steps=5)
-    with pytest.raises(InputError, match=r"the prior in .* is of another image model: delete"):
+    with pytest.raises(InputError, match=r"the prior in .* is of another image model: move .*checkpoints/prior away"):
         loop.train(longer, tmp_path / "longer")
     shutil.rmtree(tmp_path / "longer" / "checkpoints" / "prior")
     with pytest.raises(InputError, match=r"codes.npz has the codes of another model"):
@@ -183,7 +191,7 @@ def test_a_run_of_another_version_is_refused_by_name(of_both_stages, trained, mo
         shutil.copytree(model_alone, other)
         for path in other.glob(f"checkpoints/{name}/*/meta/metadata"):
             meta = json.loads(path.read_text())
-            del meta["version"]
+            del meta["version"], meta["digest"], meta["digests"]
             path.write_text(json.dumps(meta))
         for read in (load, lambda folder: loop.train(of_both_stages, folder)):
             with pytest.raises(InputError, match=refused.format("0.1.0", now, "0.1.0")):
@@ -195,6 +203,7 @@ def test_a_run_of_before_some_options_is_read_and_gone_on_with(of_both_stages, t
     for path in paths:
         meta = json.loads(path.read_text())
         config = meta.get("config", meta)
+        meta = {key: value for key, value in meta.items() if key not in ("digest", "digests")}
         del config["data"]["num_workers"], config["model"]["dtype"], config["model"]["rematerialise"]
         path.write_text(json.dumps(meta))
     assert load(model_alone).meta["config"]["model"]["dtype"] == "float32"

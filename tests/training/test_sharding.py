@@ -1,6 +1,7 @@
-"""Eight virtual devices give what one gives."""
+"""Eight virtual devices give what one gives, in one process and in two."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from vqvae_jax.training import sharding
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
+from vqvae_jax.training import processes
+processes.start(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
 import jax, numpy as np
 from configs import families, quickstart
 from vqvae_jax.run import Run
@@ -37,11 +40,11 @@ images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8
 source = ArraySource("tiny", "test", images[:11], np.zeros(11, np.int32), ("one",))
 model = registry.build_model(config["model"], (8, 8, 3))
 optimizer = registry.build_optimizer(config["optimizer"], 10)
-state = init_state(model, optimizer, 0, sharding.put_batch(images))
+state = init_state(model, optimizer, 0, sharding.put_rows(images))
 step = make_train_step(model, optimizer, 0)
 revived = 0
 for _ in range(3):
-    state, metrics = step(state, sharding.put_batch({"image": images}))
+    state, metrics = step(state, sharding.put_rows({"image": images}))
     new_code = 0.1 * 16 * 2 * 2 / 24
     revived += family == "vqvae" and int(np.sum(np.asarray(state.model_state.count) == np.float32(new_code)))
 run = Run(model, {"params": state.params, "state": state.model_state, "fitted": {}},
@@ -56,7 +59,7 @@ if family == "vqvae":  # the second stage: a step, log-probabilities and samples
     section = config["prior"] | {"conditional": True, "features": 4, "layers": 1}
     prior = registry.build_prior(section, run.field, (24, 24), 3)
     codes, labels = run.encode(images), np.arange(16, dtype=np.int32) % 3
-    batch = sharding.put_batch({"codes": codes, "label": labels})
+    batch = sharding.put_rows({"codes": codes, "label": labels})
     optimizer = registry.build_optimizer(section["optimizer"] | {"learning_rate": 0.1, "warmup_steps": 0}, 10)
     state = init_state(prior, optimizer, 0, batch)
     step = make_train_step(prior, optimizer, 0)
@@ -68,15 +71,24 @@ if family == "vqvae":  # the second stage: a step, log-probabilities and samples
     learned = TrainedPrior("pixelcnn", prior, variables, 8)
     leaves["prior_log_prob"], leaves["prior_given"] = learned.log_prob(codes[:11]), learned.log_prob(codes, labels)
     leaves["sampled"] = learned.sample(codes[:11], keep=3, seed=4)
+if family == "vae":
+    leaves["sampled"] = [run.sample(5).mean(), run.draw(run.encode(images[:3]), 1).mean()]
+    leaves["importance_bound"] = run.importance_bound(images[:5], 3)
 np.savez(sys.argv[1], devices=jax.device_count(), revived=revived, **leaves)
 """
 
 
-def run_on(devices, path, family):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+def run_on(devices, path, family, number=1):
+    """Run the program as so many processes, which have so many devices together; give what the last one found."""
+    flags = f"--xla_force_host_platform_device_count={devices // number}"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-    subprocess.run([sys.executable, "-c", PROGRAM, str(path), family], env=env, check=True)
-    return dict(np.load(path))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    lines = [[str(path.with_suffix(f".{n}.npz")), family, coordinator, str(number), str(n)] for n in range(number)]
+    started = [subprocess.Popen([sys.executable, "-c", PROGRAM, *line], env=env) for line in lines]
+    assert [process.wait() for process in started] == [0] * number
+    return dict(np.load(lines[-1][0]))
 
 
 @pytest.mark.slow
@@ -86,6 +98,16 @@ def test_eight_devices_equal_one_after_three_steps_and_in_evaluation(tmp_path, f
     one, eight = run_on(1, tmp_path / "1.npz", family), run_on(8, tmp_path / "8.npz", family)
     assert (int(one.pop("devices")), int(eight.pop("devices"))) == (1, 8)
     assert one["revived"] > 0 or family != "vqvae"
+    assert_near(one, eight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["vqvae", "vae"])
+def test_two_processes_of_four_devices_equal_one_of_eight(tmp_path, family):
+    assert_near(run_on(8, tmp_path / "8.npz", family), run_on(8, tmp_path / "4.npz", family, number=2))
+
+
+def assert_near(one, eight):
     assert one.keys() == eight.keys()
     # Weights are exponentials of some hundred nats, of which float32 has the last 3e-5.
     tolerance = {"metric/effective_draws": 3e-4}

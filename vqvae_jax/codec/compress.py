@@ -142,6 +142,9 @@ def decompress(run: Run, data: bytes, folder: str | Path, *, overwrite: bool = F
     if packed.model != fingerprint(run):
         raise InputError("this file was made with another run: name that one with --workdir")
     paths = [Path(folder) / name for name in packed.names]
+    for path in paths:
+        if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
+            raise InputError(f"{path} would lie outside of {folder}, where a link leads: choose another --output")
     there = [path for path in paths if image_files.is_there(path)]
     if there and not overwrite:
         raise InputError(f"{there[0]} is there already: choose another --output, or replace with --overwrite")

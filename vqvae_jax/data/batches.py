@@ -65,15 +65,20 @@ def train_batches(
 
 
 def eval_batches(source: Source, batch_size: int, num_images: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the first `num_images` (0: all) images once, in order; `mask` is False on rows that fill the last batch."""
-    total = min(num_images, len(source)) if num_images else len(source)
+    """Yield the first `num_images` (0: all) images once, in order; `mask` is False on rows that fill the last batch.
+
+    Each process gets its stretch of a batch, whose size is rounded up to a multiple of the processes.
+    """
+    total, processes = min(num_images, len(source)) if num_images else len(source), jax.process_count()
+    size = -(-batch_size // processes)
+    own = size * jax.process_index()
 
     def batch_from(start: int):
-        batch = source.take(np.arange(start, min(start + batch_size, total)))
-        padding = batch_size - len(batch["mask"])
+        batch = source.take(np.arange(start + own, max(start + own, min(start + own + size, total))))
+        padding = size - len(batch["mask"])
         return {key: np.pad(rows, [(0, padding)] + [(0, 0)] * (rows.ndim - 1)) for key, rows in batch.items()}
 
-    return _ahead(batch_from, range(0, total, batch_size), EVAL_THREADS)
+    return _ahead(batch_from, range(0, total, size * processes), EVAL_THREADS)
 
 
 def _ahead(make: Callable[[int], Any], numbers: range, num_threads: int, num_workers: int = 0) -> Any:

@@ -14,6 +14,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import jax
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
@@ -266,7 +267,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """As `replacing`; InputError if it can't be written."""
+    """As `replacing`; InputError if it can't be written. What other processes than the first write is thrown away."""
+    if jax.process_index():
+        yield io.BytesIO()
+        return
     with _saying("write", path, "; choose another --output"), replacing(path) as file:
         yield file
 

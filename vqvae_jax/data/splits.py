@@ -153,8 +153,8 @@ class FileSource:
             raise InputError(f"{what}: mend the data, or allow more with data.max_bad_images")
 
     def _stack(self, images, indices):
-        mask = np.array([image is not None for image in images])
-        pixels = np.stack([np.zeros(self.image_shape, np.uint8) if image is None else image for image in images])
+        mask, blank = np.array([image is not None for image in images], bool), np.zeros(self.image_shape, np.uint8)
+        pixels = np.stack([blank if image is None else image for image in images]) if images else blank[None][:0]
         return {"image": pixels, "label": self.labels[indices], "mask": mask}
 
 

@@ -50,6 +50,8 @@ def measure(variables, images: Images, seeds: Integer[Array, "b"], *, model) -> 
         result |= {"distortion": bound.distortion, f"rate/{model.prior_name}": bound.rate}
     else:
         result["distortion"] = model.distortion(variables, latents, images)
+    if model.likelihood.head is not None and not model.draws_posterior:
+        result["distortion_pixelwise"] = model.distortion_of_head(variables, latents, images)
     if model.latents == "codes":
         result["codes"] = latents
     counts = variables["fitted"].get("code_counts")

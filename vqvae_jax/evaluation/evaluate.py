@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vqvae_jax.data import batches, image_files
+from vqvae_jax.data import image_files
 from vqvae_jax.data.splits import Source
 from vqvae_jax.evaluation import metrics
 from vqvae_jax.run import Run
+from vqvae_jax.training import sharding
 
-IMAGES_AT_ONCE = 1024  # in the host's memory; devices take eval.batch_size at a time
 SHOWN = ("bits_per_dim", "rate", "distortion", "mse", "psnr", "ssim")
+PIXELWISE = ("bits_per_dim_pixelwise", "distortion_pixelwise")  # as if no pixel saw another, where some do
 CODECS = {"png": {"optimize": True}, "webp": {"lossless": True, "quality": 100, "method": 6, "exact": True}}
 CODED = 1000  # images of a split that other codecs compress
 
@@ -36,7 +37,7 @@ def measure(run: Run, source: Source, num_images: int = 0) -> Measured:
     sizes = run.model.codebook_sizes if run.model.latents == "codes" else ()
     parts, masks, draws = [], [], run.model.headline_samples
     counts = np.zeros((len(sizes), max(sizes, default=0)))
-    for batch in batches.eval_batches(source, IMAGES_AT_ONCE, num_images):
+    for batch in sharding.whole_batches(source, num_images):
         masks.append(batch["mask"])
         images, label = (batch[key][batch["mask"]] for key in ("image", "label"))
         measured = run.measure(images, label) | {"label": label}
@@ -56,6 +57,8 @@ def measure(run: Run, source: Source, num_images: int = 0) -> Measured:
     elif run.prior is not None:
         per_image["rate"] = per_image[f"rate/{run.prior}"]
         per_image["bits_per_dim"] = per_image["rate"] + per_image["distortion"]
+        if "distortion_pixelwise" in per_image:
+            per_image["bits_per_dim_pixelwise"] = per_image["rate"] + per_image["distortion_pixelwise"]
     return Measured(per_image, labels, counts, np.flatnonzero(np.concatenate(masks)))
 
 
@@ -89,6 +92,7 @@ def summarise(run: Run, source: Source, measured: Measured, num_images: int = 0)
     of_split |= {"num_images": len(labels), "num_images_in_split": len(source)}
     of_split |= {"images_undecodable": min(wanted, len(source)) - len(labels), "images_removed": source.images_removed}
     result = {key: _mean(per_image.get(key, ())) for key in (*SHOWN, "elbo_bits_per_dim")} | of_run | of_split | codes
+    result |= {key: _mean(per_image[key]) for key in PIXELWISE if key in per_image}
     result["priors"] = {key[5:]: under(per_image[key]) for key in per_image if key.startswith("rate/")}
     if given in per_image:
         result["given_label"] = under(per_image[given])
@@ -115,7 +119,7 @@ def other_bounds(run: Run, source: Source, options: dict) -> list[dict]:
     else:
         return []
     for k, num_images in parts:
-        chunks = batches.eval_batches(source, IMAGES_AT_ONCE, num_images)
+        chunks = sharding.whole_batches(source, num_images)
         nats = np.concatenate([bound(chunk["image"][chunk["mask"]], k) for chunk in chunks])
         bits = metrics.nats_to_bits_per_dim(nats, source.image_shape)
         row = {kind: k, "num_images": len(bits), "bits_per_dim": _mean(bits), "standard_error": _standard_error(bits)}

@@ -26,6 +26,8 @@ def print_table(result: dict) -> None:
     table = Table("", *_right("value", "± s.e."), title=title, title_justify="left")
     for key, label in _labels(result).items():
         table.add_row(label, _number(result[key]), _number(errors.get(key)))
+    if "bits_per_dim_pixelwise" in result:
+        table.add_row("bits/dim if no pixel saw another", _number(result["bits_per_dim_pixelwise"]))
     for name, prior in result["priors"].items():
         if name != result["prior"]:
             table.add_row(f"bits/dim ({name} prior)", _number(prior["bits_per_dim"]))

@@ -26,6 +26,9 @@ class PixelModel(Protocol):
     @property
     def objective(self) -> str: ...  # what training minimises: "distortion" (nats), or "half_squared_error"
 
+    @property
+    def head(self) -> "PixelModel | None": ...  # of every pixel given z alone, where this one sees pixels, too
+
     def features(self, channels: int) -> int: ...  # F, channels that the decoder gives for images of so many
 
     def init(self, key: Key[Array, ""], channels: int) -> dict: ...  # learned params
@@ -33,6 +36,8 @@ class PixelModel(Protocol):
     def loss(self, params: dict, features: Features, images: Images) -> PerSubPixel: ...  # trained: mostly -log_prob
 
     def log_prob(self, params: dict, features: Features, images: Images) -> PerSubPixel: ...  # nats, all at once
+
+    def log_prob_of_head(self, features: Features, images: Images) -> PerSubPixel: ...  # nats under `head`
 
     def mean(self, params: dict, features: Features) -> PerSubPixel: ...  # levels that are shown; needs no x
 

@@ -44,6 +44,7 @@ class Pixelwise(abc.ABC):
 
     levels: tuple[int, ...] = tuple(range(256))
     objective = "distortion"
+    head: "Pixelwise | None" = None
     per_channel = 1  # features
 
     @abc.abstractmethod
@@ -73,6 +74,9 @@ class Pixelwise(abc.ABC):
         if features.shape[-1] != expected:
             raise InputError(f"{type(self).__name__} needs {expected} features a pixel, not {features.shape[-1]}")
         return self.log_prob_of(self.distribution(params, features), images)
+
+    def log_prob_of_head(self, features: Features, images: Images) -> PerSubPixel:
+        raise InputError(f"{type(self).__name__} sees no pixels, so it has no head without them")
 
     def mean(self, params: dict, features: Features) -> PerSubPixel:
         return self.mean_of(self.distribution(params, features))
@@ -274,7 +278,7 @@ class SquaredError(Pixelwise):
         return {"scale": jnp.maximum(jnp.sqrt(sums["squares"] / sums["num_images"]), MIN_FITTED_SCALE)}
 
 
-LIKELIHOODS: dict[str, Callable[[], PixelModel]] = {
+PIXELWISE: dict[str, Callable[[], PixelModel]] = {
     "softmax": Softmax,
     "softmax_embedding": SoftmaxEmbedding,
     "logistic": Logistic,

@@ -1,5 +1,6 @@
 """What every family is built around: encoder, decoder and likelihood, and what follows from these alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,8 +43,10 @@ class Trunk:
             raise InputError(f"unknown model.dtype {self.dtype!r}: {suggest(self.dtype, DTYPES)}")
         at_least("model", hidden=(self.hidden, 1), residual_units=(self.residual_units, 1))
         at_least("model", residual_blocks=(self.residual_blocks, 0), downsamplings=(self.downsamplings, 1))
-        if not min(self.pixel_std, default=1) > 0:
+        if not all(0 < deviation < math.inf for deviation in self.pixel_std):
             raise InputError(f"model.pixel_std is {self.pixel_std}: it must be above 0")
+        if not all(map(math.isfinite, self.pixel_mean)):
+            raise InputError(f"model.pixel_mean is {self.pixel_mean}: it must be finite")
         for name, values in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
             if len(values) not in (1, self.channels):
                 raise InputError(
@@ -148,6 +151,11 @@ class Family(ImageModel):
     def distortion(self, variables, latents: Latents, images: Images) -> Float[Array, "b"]:
         features = self.features(variables, latents)
         log_prob = self.likelihood.log_prob(self.likelihood_params(variables), features, images)
+        return -jnp.sum(log_prob, axis=(1, 2, 3))
+
+    def distortion_of_head(self, variables, latents: Latents, images: Images) -> Float[Array, "b"]:
+        """-log P(x | z) in nats as if no pixel saw another, of a likelihood with a head."""
+        log_prob = self.likelihood.log_prob_of_head(self.features(variables, latents), images)
         return -jnp.sum(log_prob, axis=(1, 2, 3))
 
     def decode(self, variables, latents: Latents) -> Images:

@@ -116,12 +116,21 @@ def load(
 
     It is an InputError if the prior is of another image model.
     """
-    path = checkpoint.newest(workdir, checkpoint.PRIOR, "fitted")
-    if path is None:
-        return None
+    read = partial(_read, fingerprint=fingerprint, field=field, codebook_sizes=codebook_sizes)
+    learned = checkpoint.read_newest(read, workdir, checkpoint.PRIOR, "fitted")
+    if learned is None and (path := checkpoint.newest(workdir, checkpoint.PRIOR)):
+        checkpoint.check_finished(path, "prior")
+    return learned
+
+
+def _read(path: Path, fingerprint: str, field: tuple[int, int, int], codebook_sizes: tuple[int, ...]) -> TrainedPrior:
     meta = checkpoint.read_meta(path)
     if meta["model_fingerprint"] != fingerprint:
-        raise InputError(f"the prior in {path.parent} is of another image model: delete it, and train it again")
+        of_step = f", that of step {meta['model_step']}" if "model_step" in meta else ""
+        raise InputError(
+            f"the prior in {path.parent} is of another image model{of_step}, not of the newest in "
+            f"{checkpoint.folder(path.parents[2])}: run the command that trained it again, or bring that model back"
+        )
     section = meta["config"]["prior"]
     prior = registry.build_prior(section, field, codebook_sizes, meta["num_classes"])
     batch = {"codes": jax.ShapeDtypeStruct((1, *field), np.int32), "label": jax.ShapeDtypeStruct((1,), np.int32)}

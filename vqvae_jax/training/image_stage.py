@@ -32,6 +32,9 @@ class ImageStage(Stage):
         self.options = TrainOptions(**config["train"])
         sharding.check_batch_size("data.batch_size", config["data"]["batch_size"])
         self.model = registry.build_model(config["model"], source.image_shape)
+        height, width, channels = source.image_shape
+        features = self.model.likelihood.features(channels)
+        sharding.check_batch_fits("data.batch_size", config["data"]["batch_size"], height * width * features)
         self.optimizer = registry.build_optimizer(config["optimizer"], self.options.num_steps)
 
     def batches(self, steps: range) -> Iterator[dict]:

@@ -1,12 +1,11 @@
 """The training loop: from a config to a finished run on disk, to be stopped and continued at any step."""
 
 import contextlib
-import itertools
 import json
-import math
 import signal
 import time
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,23 @@ import numpy as np
 
 from vqvae_jax import registry
 from vqvae_jax.errors import InputError, at_least
+from vqvae_jax.memory import check_fits
 from vqvae_jax.run import Run, check_support, load, load_model
-from vqvae_jax.training import checkpoint, sharding
+from vqvae_jax.training import checkpoint, processes, sharding
 from vqvae_jax.training.checkpoint import MODEL, PRIOR
 from vqvae_jax.training.image_stage import ImageStage
+from vqvae_jax.training.lock import held
 from vqvae_jax.training.prior_stage import PriorOptions, PriorStage, check_prior
 from vqvae_jax.training.record import LoggingOptions, MetricWriter, most_memory, write_json
-from vqvae_jax.training.step import EvalOptions, Stage, TrainOptions, init_state, make_train_step, make_watch
+from vqvae_jax.training.step import (
+    EvalOptions,
+    Stage,
+    TrainOptions,
+    check_sound,
+    init_state,
+    make_train_step,
+    make_watch,
+)
 
 SECTIONS = {"train": TrainOptions, "prior": PriorOptions, "eval": EvalOptions, "logging": LoggingOptions}
 # What may differ when a run goes on: it changes no parameter, and not which of them is best.
@@ -48,6 +57,8 @@ def check_config(config: dict) -> None:
     """Raise InputError unless all sections are there, and those of options have their keys, with values in range."""
     registry.check_keys(config, {"seed", "data", "model", "optimizer", *SECTIONS}, "config")
     at_least("config", seed=(config["seed"], 0))
+    if config["seed"] >= 2**32:
+        raise InputError(f"config.seed is {config['seed']}: it must be below {2**32}")
     registry.check_data(config["data"])
     for section, options in SECTIONS.items():
         registry.build(options, config[section], section)
@@ -74,21 +85,30 @@ def differences(old: dict, new: dict, stage: str = MODEL) -> list[str]:
     return found
 
 
-def prepare_workdir(config: dict, workdir: Path, resume: bool) -> None:
-    """Make the run's folder; keep a run of the same config, put aside one that isn't to be resumed.
+@contextlib.contextmanager
+def claimed(config: dict, workdir: Path, resume: bool) -> Iterator[None]:
+    """Hold the run's folder, made ready for a config; one that isn't to be resumed is put aside.
 
-    Raises:
-        InputError: the folder holds a run of another config or version, or can't be written.
+    Of several processes the first one holds it, before the others look.
     """
-    if not resume and workdir.exists():
-        names = (workdir.with_name(f"{workdir.name}.{number}") for number in itertools.count(1))
-        aside = next(path for path in names if not path.exists())
-        workdir.rename(aside)
-        print(f"the old run is now {aside}")
+    is_first = jax.process_index() == 0
+    if is_first and not resume and workdir.exists():
+        with held(workdir):
+            print(f"the old run is now {checkpoint.put_aside(workdir, workdir.name)}")
+    with held(workdir) if is_first else contextlib.nullcontext():
+        processes.barrier("folder")
+        prepare_workdir(config, workdir)
+        yield
+
+
+def prepare_workdir(config: dict, workdir: Path) -> None:
+    """Put aside damaged checkpoints in the run's folder; InputError if it holds a run of another config or version."""
     stages = (MODEL,) if config["prior"]["name"] == "none" else (MODEL, PRIOR)
+    for stage in stages:
+        checkpoint.put_damaged_aside(workdir, stage)
     found = [(stage, checkpoint.newest(workdir, stage)) for stage in stages]
     saved = [(stage, checkpoint.read_meta(path)["config"]) for stage, path in found if path]
-    if (workdir / "config.json").is_file():
+    with contextlib.suppress(OSError, ValueError):  # missing or damaged; it is written again
         saved.append((MODEL, checkpoint.with_all_options(json.loads((workdir / "config.json").read_text()))))
     for stage, old in saved:
         if changed := differences(old, config, stage):
@@ -96,10 +116,6 @@ def prepare_workdir(config: dict, workdir: Path, resume: bool) -> None:
                 f"{workdir} holds a run of another config: {', '.join(changed)}; "
                 "choose another --workdir, or start over with --resume=never"
             )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from error
 
 
 @contextlib.contextmanager
@@ -133,19 +149,8 @@ def check_resumable(stage: Stage, path: Path, workdir: Path) -> None:
         )
     if meta.get("model_fingerprint") != stage.meta.get("model_fingerprint"):
         raise InputError(
-            f"the prior in {workdir} is of another image model: delete {path.parent}, and it is trained again"
+            f"the prior in {workdir} is of another image model: move {path.parent} away, and it is trained again"
         )
-
-
-def _check_sound(unsound) -> None:
-    """Raise InputError if a step so far was not finite."""
-    unsound = jax.device_get(unsound)
-    for key, value in unsound._asdict().items():
-        if unsound.step and not math.isfinite(value):
-            raise InputError(
-                f"{key} is {value} at step {unsound.step}: training stopped, the last checkpoint is from before; "
-                "lower optimizer.learning_rate and start over, or look at the data"
-            )
 
 
 class Loop:
@@ -161,35 +166,41 @@ class Loop:
         init = partial(init_state, *what, stage=stage.name, averages=stage.options.average_decay > 0)
         batch = next(stage.batches(range(1)))
         self.batch_size, first = len(batch["label"]), stage.first(batch)
+        abstract = sharding.everywhere(jax.eval_shape(init, first))
+        kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((abstract, abstract.params)))
+        check_fits(f"parameters, gradients and optimizer of the {stage.name}", kept)
         if path is None:
             self.state = init(first)
         else:
-            abstract = sharding.everywhere(jax.eval_shape(init, first))
             self.state = abstract._replace(**checkpoint.restore_state(path, abstract.saved()))
             print(f"{stage.name}: resumed at step {path.name}", flush=True)
 
     def run(self, writer: MetricWriter, received: list) -> None:
         """Train to the last step, saving it and others; raises `Stopped` after saving if a signal was received."""
         options, start = self.stage.options, int(self.state.step)
-        # Steps that may not be done yet, their metrics, and what was unsound up to them.
-        running: deque[tuple[int, dict, Any]] = deque()
+        # Steps that may not be done yet, their metrics, what was unsound up to them, and whether a process is to stop.
+        running: deque[tuple[int, dict, Any, Any]] = deque()
+        stop = False  # which all processes say at the same step
         if self._is_enough(start):
             return
         for step, batch in enumerate(self.stage.batches(range(start, options.num_steps)), start + 1):
             self.state, metrics = self.train_step(self.state, batch)
-            self.unsound = self.watch(self.unsound, self.state.step, metrics)
-            running.append((step, metrics, self.unsound))
+            self.unsound = self.watch(self.unsound, self.state, metrics)
+            running.append((step, metrics, self.unsound, processes.in_any(bool(received))))
             evaluate, save = (self._is_due(step, every) for every in (options.eval_every, options.checkpoint_every))
-            pause = evaluate or save or bool(received)
-            while len(running) > IN_FLIGHT * (not pause):
-                self._finish(*running.popleft(), writer)
-            if not pause:
+            stop = bool(received) and jax.process_count() == 1
+            while len(running) > IN_FLIGHT * (not (evaluate or save or stop)):
+                done, metrics, unsound, asked = running.popleft()
+                self._finish(done, metrics, unsound, writer)
+                stop = stop or bool(asked)
+            if not (evaluate or save or stop):
                 continue
-            _check_sound(self.unsound)
+            check_sound(self.unsound, self.state, metrics, self.stage.section)
             score = self.stage.validate(self.state, writer) if evaluate else None
-            if save or received:
+            stop = stop or bool(processes.in_any(bool(received)))
+            if save or stop:
                 checkpoint.save(self.manager, self.state.saved(), {**self.stage.meta, "step": step}, score)
-            if received:
+            if stop:
                 self.manager.wait_until_finished()
                 raise Stopped(f"stopped at step {step} and saved; the same command goes on from there")
             if self._is_enough(step):
@@ -214,7 +225,7 @@ class Loop:
         text, now = None, time.perf_counter()
         logged = self._is_due(step, self.stage.options.log_every)
         if logged:
-            _check_sound(unsound)
+            check_sound(unsound, self.state, metrics, self.stage.section)
             values = {key: float(value) for key, value in jax.device_get(metrics).items()}
             shown = next(key for key in PROGRESS if key in values)
             text, about = f"{values[shown]:.3f} {PROGRESS[shown]}", most_memory() | {"unix_time": round(time.time(), 3)}
@@ -234,7 +245,7 @@ def run_stage(stage: Stage, config: dict, workdir: Path) -> None:
     What it counts then is saved with the last checkpoint, or with the best where validations give a score.
     """
     last = stage.options.num_steps
-    path, finished = (checkpoint.newest(workdir, stage.name, item) for item in ("state", "fitted"))
+    path, finished = (checkpoint.newest(workdir, stage.name, item) for item in ("", "fitted"))
     if path is not None:
         check_resumable(stage, path, workdir)
     write_json(workdir / "config.json", config)
@@ -253,6 +264,7 @@ def run_stage(stage: Stage, config: dict, workdir: Path) -> None:
         kept = checkpoint.folder(workdir, stage.name) / str(manager.latest_step() if best is None else best)
         if not (kept / "fitted").is_dir():
             checkpoint.save_fitted(kept, stage.count(loop.state))
+    processes.barrier("stage")
 
 
 def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
@@ -266,16 +278,17 @@ def train(config: dict, workdir: str | Path, resume: bool = True) -> Run:
     """
     # Mistakes in the config come to light before the folder is touched.
     check_config(config)
-    source, validation = (registry.build_source(config["data"], split) for split in ("train", "validation"))
+    with processes.first_alone("data"):  # which it may have to prepare
+        source, validation = (registry.build_source(config["data"], split) for split in ("train", "validation"))
     image = ImageStage(config, source, validation)
     check_support(image.model, source.take(np.arange(min(8, len(source))))["image"])
     has_prior, workdir = config["prior"]["name"] != "none", Path(workdir)
     if has_prior:
         check_prior(config, image.model, source)
-    prepare_workdir(config, workdir, resume)
-    run_stage(image, config, workdir)
-    if has_prior:
-        run_stage(PriorStage(config, source, validation, load_model(workdir), workdir), config, workdir)
+    with claimed(config, workdir, resume):
+        run_stage(image, config, workdir)
+        if has_prior:
+            run_stage(PriorStage(config, source, validation, load_model(workdir), workdir), config, workdir)
     run = load(workdir)
     run.meta["config"] = config  # its options of evaluation may be newer than the checkpoint's
     return run

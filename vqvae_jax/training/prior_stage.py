@@ -6,25 +6,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from vqvae_jax import registry
-from vqvae_jax.data import batches
 from vqvae_jax.data.image_files import replacing
 from vqvae_jax.data.splits import ArraySource, Source
 from vqvae_jax.errors import InputError, at_least
 from vqvae_jax.evaluation import metrics
 from vqvae_jax.priors.trained import TrainedPrior
 from vqvae_jax.run import Run
-from vqvae_jax.training import checkpoint, sharding
+from vqvae_jax.training import checkpoint, processes, sharding
 from vqvae_jax.training.feed import on_devices
 from vqvae_jax.training.record import MetricWriter
 from vqvae_jax.training.sharding import compiled
 from vqvae_jax.training.step import Stage, TrainState, check_average_decay
 
-CODED_AT_ONCE = 1024  # images in the host's memory; devices take eval.batch_size at a time
 CODES = "codes.npz"
 
 
@@ -80,10 +79,13 @@ class PriorStage(Stage):
     def __init__(self, config: dict, source: Source, validation: Source, run: Run, workdir: Path):
         """Build the prior of a config that `check_prior` has found right."""
         num_classes = len(source.class_names)
-        super().__init__(config, source, model_fingerprint=run.fingerprint(), num_classes=num_classes)
+        of_model = {"model_fingerprint": run.fingerprint(), "model_step": run.meta["step"]}
+        super().__init__(config, source, num_classes=num_classes, **of_model)
         self.run, self.workdir, self.splits = run, workdir, {"eval": validation, "eval_train": source}
         self.options = PriorOptions(**config["prior"])
         self.optimizer = registry.build_optimizer(self.options.optimizer, self.options.num_steps)
+        logits = int(np.prod(run.field)) * max(run.model.codebook_sizes)
+        sharding.check_batch_fits("prior.batch_size", self.options.batch_size, logits)
         self.model = registry.build_prior(config["prior"], run.field, run.model.codebook_sizes, num_classes)
         # Log frequencies of the classes among training images, smoothed by one.
         counts = np.bincount(source.labels, minlength=num_classes) + 1.0
@@ -94,8 +96,11 @@ class PriorStage(Stage):
         """Codes and labels of the first images of both splits, as many as are validated on."""
         number, found = self.config["eval"]["validation_images"] or len(self.splits["eval"]), {}
         for name, split in self.splits.items():
-            batch = split.take(np.arange(min(number, len(split))))
-            found[name] = self.run.encode(batch["image"][batch["mask"]]), batch["label"][batch["mask"]]
+            pairs = [
+                (self.run.encode(batch["image"][batch["mask"]]), batch["label"][batch["mask"]])
+                for batch in sharding.whole_batches(split, number)
+            ]
+            found[name] = tuple(map(np.concatenate, zip(*pairs, strict=True)))
         return found
 
     def batches(self, steps: range) -> Iterator[dict]:
@@ -133,17 +138,21 @@ def cached_codes(run: Run, source: Source, workdir: Path, flip: bool) -> ArraySo
     about = f"{run.fingerprint()} {source.fingerprint()} {flip}"
     if not path.is_file():
         dtype, parts = np.min_scalar_type(max(run.model.codebook_sizes) - 1), []
-        total = -(-len(source) // CODED_AT_ONCE)
-        for batch in tqdm(batches.eval_batches(source, CODED_AT_ONCE), "codes of the training images", total):
+        total = -(-len(source) // sharding.IMAGES_AT_ONCE)
+        for batch in tqdm(sharding.whole_batches(source), "codes of the training images", total):
             images, labels = batch["image"][batch["mask"]], batch["label"][batch["mask"]]
             for shown in (images, images[:, :, ::-1]) if flip else (images,):
                 parts.append((run.encode(shown).astype(dtype), labels))
         codes, labels = map(np.concatenate, zip(*parts, strict=True))
-        with replacing(path) as file:
-            np.savez(file, codes=codes, labels=labels, about=about)
+        if jax.process_index() == 0:
+            with replacing(path) as file:
+                np.savez(file, codes=codes, labels=labels, about=about, digest=checkpoint.digest([codes, labels]))
+        processes.barrier("codes")
     try:
         with np.load(path) as file:
             codes, labels, found = file["codes"], file["labels"], str(file["about"])
+            if "digest" in file and str(file["digest"]) != checkpoint.digest([codes, labels]):  # earlier ones have none
+                raise ValueError("other codes")
     except Exception as error:  # zipfile and NumPy have many
         raise InputError(f"{path} is damaged: delete it, and it is made again") from error
     if found != about:

@@ -1,5 +1,6 @@
 """The record of a run: JSON lines (complete, exact), TensorBoard (to look at), and one line on the terminal."""
 
+import contextlib
 import json
 import os
 import re
@@ -29,7 +30,9 @@ class LoggingOptions:
 
 
 def write_json(path: str | Path, content: dict | list) -> None:
-    """Write a JSON file whole or not at all; numbers that aren't finite become null."""
+    """Write a JSON file whole or not at all, in the first process alone; numbers that aren't finite become null."""
+    if jax.process_index():
+        return
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
     with replacing(Path(path)) as file:
         file.write(text.encode())
@@ -40,10 +43,13 @@ def _finite(content: dict | list) -> Any:
 
 
 def read_record(workdir: str | Path) -> list[dict]:
-    """Read the lines of `metrics.jsonl`; a last line that was cut off in the middle is left out."""
-    path = Path(workdir) / RECORD
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Read the lines of `metrics.jsonl`; what was cut off or is damaged is left out."""
+    path, found = Path(workdir) / RECORD, []
+    for line in path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            content = json.loads(line) if line.endswith("\n") else None
+            found += [content] if isinstance(content, dict) and isinstance(content.get("step"), int) else []
+    return found
 
 
 class MetricWriter:
@@ -52,6 +58,7 @@ class MetricWriter:
     def __init__(self, folder: Path, title: str, first_step: int, num_steps: int, *, tensorboard: bool):
         """Continue the record after `first_step`; the progress line begins with `title` and ends at `num_steps`."""
         self._events, active = None, jax.process_index() == 0
+        self._path = folder / RECORD if active else Path(os.devnull)
         if active:
             folder.mkdir(exist_ok=True)
             # Lines of an earlier try after this step would stand twice.
@@ -63,7 +70,6 @@ class MetricWriter:
             self._events = EventsWriter(str(folder / "tensorboard" / "events"))
             # Points of an earlier try from this step on are not shown.
             self._show(first_step + 1, session_log=SessionLog(status=SessionLog.START))
-        self._file = open(folder / RECORD if active else os.devnull, "a", buffering=1)  # noqa: SIM115
         layout = "{l_bar}{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
         often = {"mininterval": 0.5, "dynamic_ncols": True, "disable": not active}
         self._bar = tqdm(total=num_steps, initial=first_step, desc=title, bar_format=layout, **often)
@@ -76,7 +82,9 @@ class MetricWriter:
 
     def scalars(self, step: int, values: dict[str, float | int]) -> None:
         """Record numbers of one step as one JSON line and as curves."""
-        self._file.write(json.dumps(_finite({"step": step, **values})) + "\n")
+        self._path.parent.mkdir(exist_ok=True)  # somebody may have deleted file or folder
+        with open(self._path, "a") as file:
+            file.write(json.dumps(_finite({"step": step, **values})) + "\n")
         self._show(step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()]))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -91,7 +99,7 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flush and close everything."""
-        for part in (self._bar, self._file, self._events):
+        for part in (self._bar, self._events):
             if part is not None:
                 part.close()
 

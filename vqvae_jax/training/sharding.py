@@ -1,21 +1,28 @@
 """One mesh over all devices: the batch is split, everything else is everywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from vqvae_jax.data import batches
+from vqvae_jax.data.splits import Source
 from vqvae_jax.errors import InputError
+from vqvae_jax.memory import check_fits
+
+IMAGES_AT_ONCE = 1024  # in the host's memory; devices take eval.batch_size at a time
 
 
 @cache
 def placed(*axes: str) -> NamedSharding:
     """The sharding of the batch, `placed("data")`, over all devices of all processes, or of state, a copy on each."""
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec(*axes))
+    # In the order of processes, each of which reads a stretch of the batch.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return NamedSharding(Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec(*axes))
 
 
 def everywhere(tree):
@@ -34,9 +41,31 @@ def check_batch_size(option: str, batch_size: int) -> None:
         )
 
 
+def check_batch_fits(option: str, batch_size: int, numbers: int) -> None:
+    """Raise InputError if a device can't hold its share of a batch, with so many float32 numbers a row at least."""
+    check_fits(f"{option} is {batch_size}", 4 * numbers * batch_size // jax.device_count())
+
+
 def put_batch(batch):
     """Send this process's rows of a batch to the devices, split along the first axis."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(placed("data"), np.asarray(x)), batch)
+
+
+def put_rows(batch):
+    """Send a batch that every process has whole to the devices, split along the first axis."""
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, placed("data"), x.__getitem__), batch)
+
+
+def whole(tree):
+    """Give every process all rows of arrays on the devices, or of NumPy's of which each process has a stretch."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def whole_batches(source: Source, num_images: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the first `num_images` (0: all) of a split to every process, each of which reads a part of them."""
+    return map(whole, batches.eval_batches(source, IMAGES_AT_ONCE, num_images))
 
 
 def batch_for(num_rows: int, most: int) -> int:
@@ -65,12 +94,12 @@ def map_rows(function: Callable, batch_size: int, *arrays: np.ndarray, progress:
 
     def on_devices(start: int):
         rows = [array[start : start + size] for array in arrays]
-        return put_batch([np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in rows])
+        return put_rows([np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in rows])
 
     bar = tqdm(starts, progress, disable=progress is None or len(starts) < 2)
     results = []
     for start in bar:
         results.append(function(*on_devices(start)))
         if len(results) > 1:  # fetched while the next one is computed
-            results[-2] = jax.device_get(results[-2])
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
+            results[-2] = whole(results[-2])
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results[:-1], whole(results[-1]))

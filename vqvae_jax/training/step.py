@@ -82,8 +82,11 @@ class EvalOptions:
         at_least("eval", **{key: (value, int(key == "batch_size")) for key, value in vars(self).items()})
 
 
-# The first step that was not finite, int32 scalar, 0 if there is none, and its metrics.
-Unsound = namedtuple("Unsound", "step loss_nats gradient_norm")
+# The metrics in which a step is seen to fail, in causal order, and what they say of; then come codebook and parameters.
+LOOKED_AT = {"commitment_loss": " (of the encoder's output)", "rate": "", "distortion": " (of the decoder's output)"}
+LOOKED_AT |= {"half_squared_error": " (of the decoder's output)", "loss_nats": "", "gradient_norm": ""}
+# The first step that was not finite, int32 scalar, 0 if there is none; which tensor, and its value.
+Unsound = namedtuple("Unsound", "step where value")
 
 
 class Stage(abc.ABC):
@@ -166,12 +169,37 @@ def make_train_step(
 
 
 def make_watch():
-    """Build a jitted `(found, step, metrics) -> found` that keeps the first step that was not finite, and its start."""
+    """Build a jitted `(found, state, metrics) -> found` that keeps the first step that was not finite."""
 
-    def watch(found: Unsound, step: Array, metrics: dict):
-        now = Unsound(step, metrics["loss_nats"], metrics["gradient_norm"])
-        sound = jnp.isfinite(now.loss_nats) & jnp.isfinite(now.gradient_norm)
-        return jax.tree.map(partial(jnp.where, sound | (found.step > 0)), found, now)
+    def watch(found: Unsound, state: TrainState, metrics: dict):
+        arrays = [jnp.where(jnp.all(jnp.isfinite(x)), 0.0, jnp.nan) for x in jax.tree.leaves(_learned(state))]
+        values = jnp.stack([*(metrics[name] for name in LOOKED_AT if name in metrics), *arrays])
+        first = (found.step == 0) & ~jnp.all(jnp.isfinite(values))
+        where = jnp.argmin(jnp.isfinite(values)).astype(jnp.int32)
+        return jax.tree.map(partial(jnp.where, first), Unsound(state.step, where, values[where]), found)
 
-    none = Unsound(np.int32(0), np.float32(0), np.float32(0))
+    none = Unsound(np.int32(0), np.int32(0), np.float32(0))
     return jax.jit(watch, out_shardings=sharding.placed()), jax.device_put(none, sharding.placed())
+
+
+def _learned(state: TrainState) -> dict:
+    return {"codebook": state.model_state, "params": state.params}
+
+
+def check_sound(unsound: Unsound, state: TrainState, metrics: dict, section: str) -> None:
+    """Raise InputError if a step so far was not finite: name the first tensor, and the config key to look at."""
+    unsound = jax.device_get(unsound)
+    if not unsound.step:
+        return
+    forward = [name for name in LOOKED_AT if name in metrics]
+    learned = jax.tree_util.tree_leaves_with_path(_learned(state))
+    names = [*forward, *(jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in learned)]
+    name, about = names[unsound.where], LOOKED_AT.get(names[unsound.where], "")
+    optimizer = "optimizer" if section == "train" else f"{section}.optimizer"
+    hint = f"lower {optimizer}.learning_rate and start over, or look at the data"
+    if unsound.step == 1 and unsound.where < len(forward):  # nothing was learned yet
+        hint = "look at model.pixel_mean, model.pixel_std and the data"
+    raise InputError(
+        f"{name} is {unsound.value}{about} at step {unsound.step}: training stopped, the last checkpoint is from "
+        f"before; {hint}"
+    )
