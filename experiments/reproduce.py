@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from absl import flags
 
 from configs import families
 from experiments.collect import training_minutes
@@ -276,7 +277,7 @@ def main():
                 continue  # what is known of it says with which code it was made
             add(arguments, name, config, workdir)
             jax.clear_caches()
-    except InputError as error:
+    except (InputError, flags.Error) as error:
         parser.error(str(error))
     except loop.Stopped as stopped:
         print(stopped)

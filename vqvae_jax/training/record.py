@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ class MetricWriter:
             # Points of an earlier try from this step on are not shown.
             self._show(first_step + 1, session_log=SessionLog(status=SessionLog.START))
         layout = "{l_bar}{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}, {remaining} left]{postfix}"
-        often = {"mininterval": 0.5, "dynamic_ncols": True, "disable": not active}
+        every = 0.5 if sys.stderr.isatty() else 60.0  # seconds; a log file gets fewer lines
+        often = {"mininterval": every, "maxinterval": max(every, 10.0), "dynamic_ncols": True, "disable": not active}
         self._bar = tqdm(total=num_steps, initial=first_step, desc=title, bar_format=layout, **often)
 
     def _show(self, step: int, **content) -> None:
