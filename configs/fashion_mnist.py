@@ -2,9 +2,10 @@
 
     python -m vqvae_jax.main --config=configs/fashion_mnist.py              256 units, 256-way softmax
     python -m vqvae_jax.main --config=configs/fashion_mnist.py:small        128/32 units, 7x7x1 codes, for two cores
+    python -m vqvae_jax.main --config=configs/fashion_mnist.py:context      the same with pixels that see earlier ones
     python -m vqvae_jax.main --config=configs/fashion_mnist.py:smoke        a minute on a CPU
 
-Measured: `:small`: experiments/results/fashion_mnist_small/; the large one not yet.
+Measured: `:small`: experiments/results/fashion_mnist_small/; the others not yet.
 """
 
 from configs import default
@@ -33,4 +34,9 @@ def _small(config):
     config.eval.update(validation_images=1024, fit_images=1024)
 
 
-VARIANTS = {"": lambda config: None, "small": _small, "smoke": default.smoke}
+def _context(config):
+    _small(config)
+    config.model.likelihood = "context"
+
+
+VARIANTS = {"": lambda config: None, "small": _small, "context": _context, "smoke": default.smoke}
