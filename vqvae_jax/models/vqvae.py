@@ -11,7 +11,7 @@ from vqvae_jax.likelihoods.interface import Images
 from vqvae_jax.models.interface import Bound, Codes
 from vqvae_jax.models.trunk import Family, Vectors
 from vqvae_jax.quantizers.interface import Quantizer
-from vqvae_jax.quantizers.vector import count_codes
+from vqvae_jax.quantizers.nearest import count_codes
 
 
 @dataclass(frozen=True)
