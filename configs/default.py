@@ -158,6 +158,15 @@ def _optimizer(learning_rate: float, schedule: str, warmup_steps: int) -> dict:
     return {"name": "adam", "learning_rate": learning_rate, "schedule": schedule, "warmup_steps": warmup_steps}
 
 
+def set_quantizer(config: Config, name: str, **options) -> Config:
+    """Give a VQ-VAE's config another quantizer, with its defaults but for some options."""
+    own = ml_collections.ConfigDict({"name": name} | choose(QUANTIZERS, name, "the quantizers"))
+    own.update(options)
+    with config.unlocked():
+        config.model.quantizer = own
+    return config.lock()
+
+
 def choose(table: Mapping, variant: str, page: str):
     """Look a variant up; a ValueError names the known ones."""
     if variant not in table:

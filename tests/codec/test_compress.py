@@ -20,9 +20,16 @@ from vqvae_jax.errors import InputError
 from vqvae_jax.run import Run
 
 
-@pytest.mark.parametrize("prior", ["none", "pixelcnn", pytest.param("transformer", marks=pytest.mark.slow)])
-def test_all_pixels_come_back_under_their_names(config, tmp_path, prior):
-    run = make_run(config, prior)
+@pytest.mark.parametrize(
+    ("quantizer", "prior"),
+    [
+        ("vector_ema", "none"),
+        pytest.param("vector_ema", "transformer", marks=pytest.mark.slow),
+        *((name, "pixelcnn") for name in registry.QUANTIZERS),
+    ],
+)
+def test_all_pixels_come_back_under_their_names(config, tiny_quantizers, tmp_path, quantizer, prior):
+    run = make_run(config, prior, quantizer=tiny_quantizers[quantizer])
     expected = pictures(tmp_path / "in")
     data, sizes = compress.compress(run, [str(tmp_path / "in")])
     assert compress.decompress(run, data, tmp_path / "out") == len(expected)
