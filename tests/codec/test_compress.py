@@ -25,7 +25,12 @@ from vqvae_jax.run import Run
     [
         ("vector_ema", "none"),
         pytest.param("vector_ema", "transformer", marks=pytest.mark.slow),
-        *((name, "pixelcnn") for name in registry.QUANTIZERS),
+        ("vector_ema", "pixelcnn"),
+        ("finite_scalar", "pixelcnn"),
+        pytest.param("lookup_free", "pixelcnn", marks=pytest.mark.slow),
+        pytest.param("residual", "pixelcnn", marks=pytest.mark.slow),
+        pytest.param("vector_gradient", "pixelcnn", marks=pytest.mark.slow),
+        pytest.param("vector_simvq", "pixelcnn", marks=pytest.mark.slow),
     ],
 )
 def test_all_pixels_come_back_under_their_names(config, tiny_quantizers, tmp_path, quantizer, prior):

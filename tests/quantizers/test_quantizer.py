@@ -100,6 +100,8 @@ def test_any_leading_axes_give_what_flat_vectors_give(case, axes):
     for expected, got in zip(flat, shaped, strict=True):
         np.testing.assert_array_equal(got, expected.reshape(*axes, *expected.shape[1:]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), same, of_batch)
+    if case not in {"vector_ema", "residual", "lookup_free"}:
+        return
     mapped, _ = jax.jit(jax.vmap(everything))(z_e.reshape(*axes, 6))
     for expected, got in zip(flat, mapped, strict=True):
         np.testing.assert_allclose(got, expected.reshape(*axes, *expected.shape[1:]), rtol=1e-5, atol=1e-6)

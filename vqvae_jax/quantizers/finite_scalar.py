@@ -23,7 +23,6 @@ class FiniteScalarQuantizer:
     levels: tuple[int, ...] = (8, 8, 8)
 
     has_distances = False
-    loss_weights = {}  # noqa: RUF012, it never changes
 
     def __post_init__(self):
         if not self.levels:
@@ -38,6 +37,10 @@ class FiniteScalarQuantizer:
     @property
     def dim(self) -> int:
         return len(self.levels)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        return {}
 
     def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[dict, tuple]:
         to_float32(z_e, self.dim)

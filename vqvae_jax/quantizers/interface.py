@@ -39,7 +39,7 @@ class Quantizer(Protocol):
     def loss_weights(self) -> dict[str, float]: ...  # of `losses`; the training loss adds them up
 
     @property
-    def has_distances(self) -> bool: ...  # whether `distances` exists, which sums over several codes need
+    def has_distances(self) -> bool: ...  # whether it is a `QuantizerWithDistances`
 
     def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[Any, Any]: ...  # params and state, from a first batch
 
@@ -49,10 +49,15 @@ class Quantizer(Protocol):
 
     def look_up(self, variables, indices: Indices) -> Float[Array, "*b d"]: ...  # the vectors that indices stand for
 
-    def distances(self, variables, z_e: Vectors) -> Float[Array, "*b g k"]: ...  # squared, to every code
-
     def next_state(self, variables, z_e: Vectors, indices: Indices, key: Key[Array, ""]) -> Any:
         """Give the state after a training batch; the same state where nothing moves."""
+
+
+@runtime_checkable
+class QuantizerWithDistances(Quantizer, Protocol):
+    """A quantizer whose codes have distances to a vector, each by itself, as sums over several codes need."""
+
+    def distances(self, variables, z_e: Vectors) -> Float[Array, "*b g k"]: ...  # squared, to every code
 
 
 def to_float32(z_e: Vectors, dim: int) -> Float[Array, "*b d"]:

@@ -1,14 +1,14 @@
 """Any quantizer in a space of fewer dimensions, between two learned projections (Yu et al. 2021, factorised codes)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vqvae_jax.errors import at_least
-from vqvae_jax.quantizers.interface import Indices, Quantized, Quantizer, Vectors, to_float32
+from vqvae_jax.quantizers.interface import Indices, Quantized, Quantizer, QuantizerWithDistances, Vectors, to_float32
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Projected:
         return _product(self.quantizer.look_up(_inner(variables), indices), variables["params"]["out"])
 
     def distances(self, variables, z_e: Vectors) -> Float[Array, "*b g k"]:
-        return self.quantizer.distances(_inner(variables), self._into(variables, z_e))
+        return cast(QuantizerWithDistances, self.quantizer).distances(_inner(variables), self._into(variables, z_e))
 
     def next_state(self, variables, z_e: Vectors, indices: Indices, key: Key[Array, ""]) -> Any:
         return self.quantizer.next_state(_inner(variables), self._into(variables, z_e), indices, key)
