@@ -21,15 +21,40 @@ CODES = {
 }
 
 # model.quantizer, which only the family "vqvae" has.
+VECTOR = CODES | {
+    "commitment_cost": 0.25,  # beta of eq. (3)
+    "distance": "euclidean",  # or "cosine": of vectors normalised to length 1
+    "estimator": "straight_through",  # or "rotation"
+    "start": "data",  # of the codes: vectors of the first batch; or "kmeans" of it, or "random" with its moments
+}
+EMA = {
+    "ema_decay": 0.99,  # gamma of appendix A.1, per step
+    "ema_epsilon": 1e-5,  # Laplace smoothing of the counts
+    "revival_threshold": 0.05,  # share of uniform use below which a code is replaced; 0: never
+}
 QUANTIZERS = {
-    "vector_ema": CODES
-    | {
-        "commitment_cost": 0.25,  # beta of eq. (3)
-        "ema_decay": 0.99,  # gamma of appendix A.1, per step
-        "ema_epsilon": 1e-5,  # Laplace smoothing of the counts
-        "revival_threshold": 0.05,  # share of uniform use below which a code is replaced; 0: never
+    "finite_scalar": {"levels": (8, 5, 5, 5)},  # of each dimension; K is their product
+    "lookup_free": {
+        "bits": 10,  # K = 2^bits
+        "commitment_cost": 0.25,
+        "entropy_weight": 0.1,  # of the entropies of a position and of the batch
+        "diversity": 1.0,  # weight of the batch's entropy relative to that of a position
+        "temperature": 1.0,  # of the code's probabilities given a position
     },
-    "vector_gradient": CODES | {"commitment_cost": 0.25},  # the codebook loss of eq. (3)
+    "residual": EMA
+    | {
+        "codebook_size": 128,  # K, codes per stage
+        "num_codebooks": 10,  # G, stages, each a code of the position
+        "embedding_dim": 32,  # D, numbers per position
+        "commitment_cost": 0.25,
+        "shared": False,  # one codebook for all stages
+        "quantizer_dropout": 0.0,  # share of images in training that have some first codes only
+        "estimator": "straight_through",  # or "rotation"
+        "start": "data",  # or "kmeans", "random"
+    },
+    "vector_ema": VECTOR | EMA,
+    "vector_gradient": VECTOR,  # the codebook loss of eq. (3)
+    "vector_simvq": VECTOR | {"start": "random"},  # frozen codes times a learned matrix
 }
 
 # model.context: P(x | z) that also sees earlier pixels.
@@ -131,6 +156,15 @@ def _optimizer(learning_rate: float, schedule: str, warmup_steps: int) -> dict:
     linearly from 0.
     """
     return {"name": "adam", "learning_rate": learning_rate, "schedule": schedule, "warmup_steps": warmup_steps}
+
+
+def set_quantizer(config: Config, name: str, **options) -> Config:
+    """Give a VQ-VAE's config another quantizer, with its defaults but for some options."""
+    own = ml_collections.ConfigDict({"name": name} | choose(QUANTIZERS, name, "the quantizers"))
+    own.update(options)
+    with config.unlocked():
+        config.model.quantizer = own
+    return config.lock()
 
 
 def choose(table: Mapping, variant: str, page: str):

@@ -31,7 +31,7 @@ from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from configs import quickstart
+from configs import default, quickstart
 from vqvae_jax import registry
 from vqvae_jax.data.sources import ArraySource
 
@@ -52,6 +52,14 @@ def photo_dir(tmp_path_factory) -> str:
         coarse = Image.fromarray(random.integers(0, 256, (15, 20, 3), dtype=np.uint8))
         coarse.resize((160, 120), Image.Resampling.BICUBIC).save(folder / name)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_quantizers() -> dict[str, dict]:
+    """The section `model.quantizer` of each quantizer in small; the codes of `finite_scalar` differ in size."""
+    codes = {"codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+    small = {"finite_scalar": {"levels": (128, 3, 3, 64)}, "lookup_free": {"bits": 4}}
+    return {name: {"name": name} | options | small.get(name, codes) for name, options in default.QUANTIZERS.items()}
 
 
 @pytest.fixture

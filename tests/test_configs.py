@@ -127,6 +127,9 @@ def test_the_papers_config_is_the_papers():
         "num_codebooks": 10,
         "embedding_dim": 32,
         "commitment_cost": 0.25,
+        "distance": "euclidean",
+        "estimator": "straight_through",
+        "start": "data",
     }
     assert config["optimizer"] == {"name": "adam", "learning_rate": 2e-4, "schedule": "constant", "warmup_steps": 0}
     assert (config["data"]["batch_size"], config["train"]["num_steps"]) == (128, 250_000)

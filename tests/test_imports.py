@@ -10,8 +10,12 @@ LAYERS = [  # a module may import modules of earlier layers alone
     {"errors", "start", "models.winograd"},
     {"memory", "quantizers.interface", "likelihoods.interface", "likelihoods.discretised", "data.transforms"}
     | {"codec.container", "codec.entropy", "codec.environment", "evaluation.metrics"},
-    {"quantizers.vector", "likelihoods.sampling", "likelihoods.pixelwise", "data.image_files"},
-    {"likelihoods.context", "data.prepare", "data.splits"},
+    {"quantizers.nearest", "quantizers.joint_index", "quantizers.projected"}
+    | {"likelihoods.sampling", "likelihoods.pixelwise", "data.image_files"},
+    {"quantizers.estimators", "quantizers.starts", "likelihoods.context", "data.prepare", "data.splits"},
+    {"quantizers.ema", "quantizers.finite_scalar", "quantizers.lookup_free"},
+    {"quantizers.vector"},
+    {"quantizers.residual"},
     {"data.sources", "data.batches", "models.interface", "models.convolutions", "priors.interface"},
     {"models.networks", "priors.ancestral", "priors.counted", "priors.autoregressive", "priors.pixelcnn"}
     | {"priors.transformer"},

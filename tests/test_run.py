@@ -23,6 +23,7 @@ OTHER = [(4, 4, 1), (8, 20, 1)]
 NETWORK = {"likelihood": "logistic", "hidden": 6, "residual_units": 4, "residual_blocks": 1, "downsamplings": 2}
 NETWORK |= {"pixel_mean": (0.5,), "pixel_std": (0.25,), "dtype": "float32", "rematerialise": False}
 CODEBOOK = {"name": "vector_gradient", "codebook_size": 3, "num_codebooks": 2, "embedding_dim": 3}
+CODEBOOK |= {"distance": "euclidean", "estimator": "straight_through", "start": "data"}
 OWN = {
     "vqvae": {"quantizer": CODEBOOK | {"commitment_cost": 0.25}},
     "vae": {"latent_channels": 2},

@@ -22,9 +22,23 @@ from vqvae_jax.models.vimco import Vimco
 from vqvae_jax.models.vqvae import VQVAE
 from vqvae_jax.priors import pixelcnn, transformer
 from vqvae_jax.priors.autoregressive import Autoregressive
-from vqvae_jax.quantizers import GradientVectorQuantizer, VectorQuantizer
+from vqvae_jax.quantizers import (
+    FiniteScalarQuantizer,
+    GradientVectorQuantizer,
+    LookupFreeQuantizer,
+    ResidualQuantizer,
+    SimVectorQuantizer,
+    VectorQuantizer,
+)
 
-QUANTIZERS = {"vector_ema": VectorQuantizer, "vector_gradient": GradientVectorQuantizer}
+QUANTIZERS = {
+    "finite_scalar": FiniteScalarQuantizer,
+    "lookup_free": LookupFreeQuantizer,
+    "residual": ResidualQuantizer,
+    "vector_ema": VectorQuantizer,
+    "vector_gradient": GradientVectorQuantizer,
+    "vector_simvq": SimVectorQuantizer,
+}
 FAMILIES = {"autoencoder": Autoencoder, "gumbel": Gumbel, "vae": VAE, "vimco": Vimco, "vqvae": VQVAE}
 PRIORS = {"pixelcnn": pixelcnn.Network, "transformer": transformer.Network}
 # A class-conditional prior is added up over up to this many classes.

@@ -20,9 +20,21 @@ from vqvae_jax.errors import InputError
 from vqvae_jax.run import Run
 
 
-@pytest.mark.parametrize("prior", ["none", "pixelcnn", pytest.param("transformer", marks=pytest.mark.slow)])
-def test_all_pixels_come_back_under_their_names(config, tmp_path, prior):
-    run = make_run(config, prior)
+@pytest.mark.parametrize(
+    ("quantizer", "prior"),
+    [
+        ("vector_ema", "none"),
+        pytest.param("vector_ema", "transformer", marks=pytest.mark.slow),
+        ("vector_ema", "pixelcnn"),
+        ("finite_scalar", "pixelcnn"),
+        pytest.param("lookup_free", "pixelcnn", marks=pytest.mark.slow),
+        pytest.param("residual", "pixelcnn", marks=pytest.mark.slow),
+        pytest.param("vector_gradient", "pixelcnn", marks=pytest.mark.slow),
+        pytest.param("vector_simvq", "pixelcnn", marks=pytest.mark.slow),
+    ],
+)
+def test_all_pixels_come_back_under_their_names(config, tiny_quantizers, tmp_path, quantizer, prior):
+    run = make_run(config, prior, quantizer=tiny_quantizers[quantizer])
     expected = pictures(tmp_path / "in")
     data, sizes = compress.compress(run, [str(tmp_path / "in")])
     assert compress.decompress(run, data, tmp_path / "out") == len(expected)

@@ -27,6 +27,7 @@ NETWORK = {"likelihood": "logistic", "hidden": 6, "residual_units": 4, "residual
 NETWORK |= {"pixel_mean": (0.5,), "pixel_std": (0.25,), "dtype": "float32", "rematerialise": False}
 CODES = {"codebook_size": 3, "num_codebooks": 2, "embedding_dim": 3}
 MOVING = {"commitment_cost": 0.25, "ema_decay": 0.9, "ema_epsilon": 1e-5, "revival_threshold": 0.05}
+MOVING |= {"distance": "euclidean", "estimator": "straight_through", "start": "data"}
 OWN = {
     "autoencoder": {"latent_channels": 2},
     "gumbel": CODES | {"temperature": 0.7},

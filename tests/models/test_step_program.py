@@ -12,7 +12,7 @@ import pytest
 
 from experiments.benchmarks.plain_networks import plain
 from experiments.benchmarks.step_cases import CASES, optimizer
-from vqvae_jax.quantizers import vector
+from vqvae_jax.quantizers import nearest
 from vqvae_jax.training import loop
 from vqvae_jax.training.step import init_state, make_train_step
 
@@ -92,7 +92,7 @@ def test_the_step_has_no_array_of_positions_times_codes(program, monkeypatch):
     assert POSITIONS * 1024 <= max(sizes(program)) < POSITIONS * SIZE
     monkeypatch.setattr(vector, "CODES_AT_ONCE", SIZE)
     z_e, codebook = jnp.ones((POSITIONS, 1, 64)), jnp.ones((1, SIZE, 64))
-    assert max(sizes(text_of(vector.nearest_code, z_e, codebook))) >= POSITIONS * SIZE
+    assert max(sizes(text_of(nearest.nearest_code, z_e, codebook))) >= POSITIONS * SIZE
 
 
 def test_the_step_needs_little_more_memory_than_that_of_plain_layers(step):

@@ -20,8 +20,9 @@ def build(config, quantizer=(), **changes):
 
 def by_gradient(config, **changes):
     """The same with a codebook that is learned by gradient."""
-    known = {key: config["model"]["quantizer"][key] for key in ("codebook_size", "num_codebooks", "embedding_dim")}
-    quantizer = {"name": "vector_gradient", "commitment_cost": 0.25} | known | changes
+    keys = registry.arguments(registry.QUANTIZERS["vector_gradient"])
+    quantizer = {key: value for key, value in config["model"]["quantizer"].items() if key in keys}
+    quantizer |= {"name": "vector_gradient", "commitment_cost": 0.25} | changes
     return registry.build_model(config["model"] | {"quantizer": quantizer}, (8, 12, 3))
 
 

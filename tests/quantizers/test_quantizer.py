@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,33 @@ import pytest
 from jax import export
 
 from vqvae_jax.errors import InputError
-from vqvae_jax.quantizers import GradientVectorQuantizer, VectorQuantizer, straight_through
+from vqvae_jax.quantizers import (
+    FiniteScalarQuantizer,
+    GradientVectorQuantizer,
+    LookupFreeQuantizer,
+    Projected,
+    ResidualQuantizer,
+    SimVectorQuantizer,
+    VectorQuantizer,
+    straight_through,
+)
 from vqvae_jax.registry import QUANTIZERS
 
 SMALL = {"codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+# Every quantizer, and those of its options under which it computes something else; six dimensions a position.
+CASES = {
+    "finite_scalar": FiniteScalarQuantizer(levels=(4, 3, 5, 3, 3, 3)),
+    "lookup_free": LookupFreeQuantizer(bits=6),
+    "residual": ResidualQuantizer(codebook_size=5, num_codebooks=2, embedding_dim=6),
+    "residual, shared": ResidualQuantizer(codebook_size=5, num_codebooks=3, embedding_dim=6, shared=True),
+    "vector_ema": VectorQuantizer(**SMALL),
+    "vector_ema, cosine": VectorQuantizer(**SMALL, distance="cosine", estimator="rotation", start="kmeans"),
+    "vector_gradient": GradientVectorQuantizer(**SMALL),
+    "vector_simvq": SimVectorQuantizer(**SMALL),
+    "projected": Projected(VectorQuantizer(codebook_size=5, num_codebooks=2, embedding_dim=2), dim=6),
+}
+VECTORS = [name for name in QUANTIZERS if name.startswith("vector_")]
+WITH_DISTANCES = [case for case, quantizer in CASES.items() if quantizer.has_distances]
 KEY = jax.random.key(0)
 
 
@@ -21,9 +45,9 @@ def random(shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def make(name, z_e=None, **changes):
+def make(case, z_e=None, **changes):
     """A quantizer with the variables of a first batch."""
-    quantizer = QUANTIZERS[name](**SMALL | changes)
+    quantizer = replace(CASES[case], **changes)
     params, state = jax.jit(quantizer.init)(KEY, random((64, quantizer.dim), 9) if z_e is None else z_e)
     return quantizer, {"params": params, "state": state}
 
@@ -35,39 +59,52 @@ def assert_trees_equal(got, expected):
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_defaults_are_enough_for_ten_lines(name):
     quantizer = QUANTIZERS[name]()
-    z_e = random((700, 64))
-    params, state = quantizer.init(KEY, z_e)
-    variables = {"params": params, "state": state}
-    z_q, indices, losses = quantizer(variables, z_e)
-    assert (quantizer.codebook_sizes, quantizer.dim) == ((512,), 64)
-    assert indices.shape == (700, 1)
+    z_e = random((700, quantizer.dim))
+
+    @jax.jit
+    def ten_lines(z_e):
+        params, state = quantizer.init(KEY, z_e)
+        variables = {"params": params, "state": state}
+        quantized = quantizer(variables, z_e)
+        looked_up = quantizer.look_up(variables, quantized.indices)
+        return state, quantized, looked_up, quantizer.next_state(variables, z_e, quantized.indices, KEY)
+
+    state, (z_q, indices, losses), looked_up, new = ten_lines(z_e)
+    assert set(quantizer.codebook_sizes) == {512}
+    assert indices.shape == (700, 4 if name == "residual" else 1)
     assert indices.dtype == jnp.int32
-    np.testing.assert_allclose(quantizer.look_up(variables, indices), z_q, rtol=1e-6)
-    # The codebook starts at distinct vectors of the batch, which are therefore their own codes.
-    assert np.sum(np.all(np.isclose(z_q, z_e, atol=1e-4), axis=-1)) == 512
+    np.testing.assert_allclose(looked_up, z_q, rtol=1e-6, atol=1e-6)
+    if name in {"vector_ema", "vector_gradient"}:
+        # The codebook starts at distinct vectors of the batch, which are therefore their own codes.
+        assert np.sum(np.all(np.isclose(z_q, z_e, atol=1e-4), axis=-1)) == 512
     assert losses.keys() == quantizer.loss_weights.keys()
-    new = quantizer.next_state(variables, z_e, indices, KEY)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
 
 
-@pytest.mark.parametrize("axes", [(24,), (6, 4), (2, 3, 4)])
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_any_leading_axes_give_what_flat_vectors_give(name, axes):
+@pytest.mark.parametrize(("case", "axes"), [("vector_ema", (6, 4)), *((case, (2, 3, 4)) for case in CASES)])
+def test_any_leading_axes_give_what_flat_vectors_give(case, axes):
     z_e = random((24, 6))
-    quantizer, variables = make(name, z_e)
-    _, of_axes = make(name, z_e.reshape(*axes, 6))
-    assert_trees_equal(of_axes, variables)
+    quantizer, variables = make(case, z_e)
+    _, of_axes = make(case, z_e.reshape(*axes, 6))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), of_axes, variables)
 
     def everything(z_e):
         z_q, indices, losses = quantizer(variables, z_e)
-        per_position = z_q, indices, quantizer.look_up(variables, indices), quantizer.distances(variables, z_e)
+        per_position = z_q, indices, quantizer.look_up(variables, indices)
+        if quantizer.has_distances:
+            per_position = *per_position, quantizer.distances(variables, z_e)
         return per_position, (losses, quantizer.next_state(variables, z_e, indices, KEY))
 
     flat, of_batch = jax.jit(everything)(z_e)
     shaped, same = jax.jit(everything)(z_e.reshape(*axes, 6))
     for expected, got in zip(flat, shaped, strict=True):
         np.testing.assert_array_equal(got, expected.reshape(*axes, *expected.shape[1:]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), same, of_batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), same, of_batch)
+    if case not in {"vector_ema", "residual", "lookup_free"}:
+        return
+    mapped, _ = jax.jit(jax.vmap(everything))(z_e.reshape(*axes, 6))
+    for expected, got in zip(flat, mapped, strict=True):
+        np.testing.assert_allclose(got, expected.reshape(*axes, *expected.shape[1:]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -80,10 +117,10 @@ def test_a_program_gives_the_indices_of_single_operations(name):
     assert len(np.unique(one.indices)) > 1
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_forward_and_reverse_mode_agree_and_go_straight_through(name):
+@pytest.mark.parametrize("case", CASES)
+def test_forward_and_reverse_mode_agree_and_go_straight_through(case):
     z_e, v, u = (random((4, 3, 6), seed) for seed in range(3))
-    quantizer, variables = make(name)
+    quantizer, variables = make(case)
     params, at_params = variables["params"], jax.tree.map(lambda x: random(x.shape, 5), variables["params"])
 
     def outputs(params, z_e):
@@ -91,8 +128,8 @@ def test_forward_and_reverse_mode_agree_and_go_straight_through(name):
         return z_q, losses
 
     (z_q, _), moved = jax.jit(lambda *at: jax.jvp(outputs, *at))((params, z_e), (at_params, v))
-    upstream = u, {"codebook": 0.3, "commitment": -1.7}
-    upstream = jax.tree.map(jnp.float32, upstream)
+    weights = jnp.linspace(0.3, -1.7, len(quantizer.loss_weights))
+    upstream = u, dict(zip(quantizer.loss_weights, weights, strict=True))
     back = jax.jit(lambda params, z_e, u: jax.vjp(outputs, params, z_e)[1](u))(params, z_e, upstream)
 
     def product(a, b):
@@ -102,7 +139,11 @@ def test_forward_and_reverse_mode_agree_and_go_straight_through(name):
         )
 
     assert product(moved, upstream) == pytest.approx(product(back, (at_params, v)), rel=1e-5)
+    if case in {"finite_scalar", "vector_ema, cosine", "projected"}:
+        return  # bounded, normalised and projected before
     np.testing.assert_allclose(moved[0], v, rtol=1e-6)
+    if case.startswith("residual"):
+        return  # each stage has its own part
     # The commitment is mean |z_e - z_q|² with z_q held still, whatever the parameters do.
     expected = 2 * np.mean((np.asarray(z_e, np.float64) - np.asarray(z_q)) * np.asarray(v))
     assert float(moved[1]["commitment"]) == pytest.approx(expected, rel=1e-4)
@@ -115,16 +156,16 @@ def test_straight_through_differentiates_forwards():
     np.testing.assert_array_equal(moved, v)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_low_precision_comes_in_and_float32_goes_out(name, dtype):
+@pytest.mark.parametrize(("case", "dtype"), [("vector_ema", jnp.float16), *((case, jnp.bfloat16) for case in CASES)])
+def test_low_precision_comes_in_and_float32_goes_out(case, dtype):
     low = jnp.asarray(random((3, 8, 6)), dtype)
 
+    @jax.jit
     def everything(z_e):
-        quantizer, variables = make(name, z_e)
+        quantizer, variables = make(case, z_e)
         quantized = quantizer(variables, z_e)
         state = quantizer.next_state(variables, z_e, quantized.indices, KEY)
-        return variables, quantized, state, quantizer.distances(variables, z_e)
+        return variables, quantized, state, quantizer.distances(variables, z_e) if quantizer.has_distances else ()
 
     got, expected = everything(low), everything(low.astype(jnp.float32))
     kinds = {np.dtype(x.dtype).name for x in jax.tree.leaves(got)}
@@ -132,19 +173,26 @@ def test_low_precision_comes_in_and_float32_goes_out(name, dtype):
     assert_trees_equal(got, expected)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_distances_equal_brute_force_and_are_least_at_the_chosen_code(name):
+@pytest.mark.parametrize("case", WITH_DISTANCES)
+def test_distances_equal_brute_force_and_are_least_at_the_chosen_code(case):
     z_e = random((3, 4, 6))
-    quantizer, variables = make(name)
+    quantizer, variables = make(case)
+    inner, small, own = quantizer, np.asarray(z_e, np.float64), variables
+    if case == "projected":
+        inner, own = quantizer.quantizer, {"params": {}, "state": variables["state"]}
+        small = small @ np.asarray(variables["params"]["in"], np.float64)
     every = jnp.broadcast_to(jnp.arange(5)[:, None], (5, 2))
-    codebook = np.asarray(quantizer.look_up(variables, every), np.float64).reshape(5, 2, 3).swapaxes(0, 1)
-    expected = np.sum((np.asarray(z_e).reshape((3, 4, 2, 1, 3)) - codebook) ** 2, axis=-1)
+    codebook = np.asarray(inner.look_up(own, every), np.float64).reshape(5, 2, -1).swapaxes(0, 1)
+    small = small.reshape(3, 4, 2, 1, -1)
+    if "cosine" in case:
+        small /= np.linalg.norm(small, axis=-1, keepdims=True)
+    expected = np.sum((small - codebook) ** 2, axis=-1)
     distances = jax.jit(quantizer.distances)(variables, z_e)
     np.testing.assert_allclose(distances, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(np.argmin(distances, axis=-1), quantizer(variables, z_e).indices)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", VECTORS)
 def test_losses_are_unweighted_means_and_their_weights_are_those_of_eq_3(name):
     z_e = random((3, 4, 6))
     quantizer, variables = make(name, commitment_cost=0.7)
@@ -179,6 +227,30 @@ def test_codes_out_of_use_are_revived_by_the_next_state():
     assert np.abs(codes[:, None] - np.array([[100, 0, 0], [0, 100, 0]])[None]).max(-1).min(1).max() < 1
 
 
+RANGES_OF_VECTORS = [
+    ({"distance": "cosin"}, "unknown quantizer.distance 'cosin': did you mean 'cosine'"),
+    ({"estimator": "rotate"}, "unknown quantizer.estimator 'rotate': .*known: rotation, straight_through"),
+    ({"start": "k-means"}, "unknown quantizer.start 'k-means': did you mean 'kmeans'"),
+]
+OF_RESIDUALS = [
+    ({"quantizer_dropout": 1.5}, "quantizer.quantizer_dropout is 1.5: it must be 0 to 1"),
+    ({"estimator": "rotate"}, "unknown quantizer.estimator 'rotate'"),
+    ({"start": "k-means"}, "unknown quantizer.start 'k-means'"),
+]
+OF_OTHERS = [
+    (FiniteScalarQuantizer, {"levels": ()}, "quantizer.levels is empty: give the levels of each dimension"),
+    (FiniteScalarQuantizer, {"levels": (8, 2)}, "quantizer.levels is 2: it must be at least 3"),
+    (FiniteScalarQuantizer, {"levels": (2**14 + 1, 3)}, "quantizer.levels has 16385 levels in a dimension"),
+    (LookupFreeQuantizer, {"bits": 0}, "quantizer.bits is 0: it must be at least 1"),
+    (LookupFreeQuantizer, {"temperature": 0.0}, "quantizer.temperature is 0.0: it must be above 0, and finite"),
+    (LookupFreeQuantizer, {"entropy_weight": -1.0}, "quantizer.entropy_weight is -1.0: it must be at least 0"),
+    (LookupFreeQuantizer, {"diversity": -1.0}, "quantizer.diversity is -1.0: it must be at least 0"),
+    (
+        LookupFreeQuantizer,
+        {"commitment_cost": math.inf},
+        "quantizer.commitment_cost is inf: it must be at least 0, and",
+    ),
+]
 RANGES = [
     ({"codebook_size": 1}, "quantizer.codebook_size is 1: it must be at least 2"),
     ({"num_codebooks": 0}, "quantizer.num_codebooks is 0: it must be at least 1"),
@@ -199,8 +271,10 @@ OF_EMA = [
 @pytest.mark.parametrize(
     ("quantizer", "options", "message"),
     [
-        *((quantizer, *case) for quantizer in (VectorQuantizer, GradientVectorQuantizer) for case in RANGES),
-        *((VectorQuantizer, *case) for case in OF_EMA),
+        *((quantizer, *case) for quantizer in (VectorQuantizer, ResidualQuantizer) for case in RANGES + OF_EMA),
+        *((SimVectorQuantizer, *case) for case in RANGES_OF_VECTORS),
+        *((ResidualQuantizer, *case) for case in OF_RESIDUALS),
+        *OF_OTHERS,
     ],
 )
 def test_options_out_of_range_are_one_clear_line(quantizer, options, message):
@@ -210,9 +284,11 @@ def test_options_out_of_range_are_one_clear_line(quantizer, options, message):
 
 
 @pytest.mark.parametrize("method", ["init", "__call__", "distances"])
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_vectors_of_another_dimension_are_refused_in_one_line(name, method):
-    quantizer, variables = make(name)
+@pytest.mark.parametrize("case", CASES)
+def test_vectors_of_another_dimension_are_refused_in_one_line(case, method):
+    quantizer, variables = make(case)
+    if method == "distances" and not quantizer.has_distances:
+        return
     first = KEY if method == "init" else variables
     with pytest.raises(InputError, match="z_e has 7 dimensions a position, this quantizer takes 6") as caught:
         getattr(quantizer, method)(first, random((4, 7)))
@@ -226,11 +302,18 @@ def sizes_of_arrays(function, *arguments):
     return {math.prod(int(n) for n in shape.split("x") if n) for shape in shapes}
 
 
+LARGE = {name: {"codebook_size": 2048, "embedding_dim": 2} for name in VECTORS}
+LARGE |= {"residual": {"codebook_size": 2048, "embedding_dim": 4}}
+LARGE |= {"finite_scalar": {"levels": (8, 4, 8, 8)}, "lookup_free": {"bits": 11}}
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_no_array_of_positions_times_codes_exists_on_any_platform(name):
     positions, size = 333, 2048
-    z_e = random((positions, 4))
-    quantizer, variables = make(name, z_e, codebook_size=size, embedding_dim=2)
+    quantizer = replace(CASES[name], **LARGE[name])
+    assert quantizer.codebook_sizes[0] == size
+    z_e = random((positions, quantizer.dim))
+    quantizer, variables = make(name, z_e, **LARGE[name])
 
     def step(variables, z_e):
         def loss(params, z_e):
@@ -240,6 +323,8 @@ def test_no_array_of_positions_times_codes_exists_on_any_platform(name):
         gradients, indices = jax.grad(loss, (0, 1), has_aux=True)(variables["params"], z_e)
         return gradients, quantizer.next_state(variables, z_e, indices, KEY)
 
-    assert positions * 1024 <= max(sizes_of_arrays(step, variables, z_e)) < positions * size
-    # The test sees such an array where there is one.
-    assert max(sizes_of_arrays(quantizer.distances, variables, z_e)) >= positions * size
+    largest = max(sizes_of_arrays(step, variables, z_e))
+    assert largest < positions * size
+    if quantizer.has_distances:  # the test sees such an array where there is one
+        assert positions * 1024 <= largest
+        assert max(sizes_of_arrays(quantizer.distances, variables, z_e)) >= positions * size

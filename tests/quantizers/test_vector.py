@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqvae_jax.quantizers import GradientVectorQuantizer, VectorQuantizer, straight_through, vector
-from vqvae_jax.quantizers.vector import Ema
+from vqvae_jax.quantizers import GradientVectorQuantizer, VectorQuantizer, nearest, straight_through, vector
+from vqvae_jax.quantizers.ema import Ema, ema_codebook, ema_init, ema_update, revive
 
 # The last two K are cut into equal parts, and into parts with a rest; then one code at a time.
 SIZES = [  # (b, h, w, G, D), K, CODES_AT_ONCE
@@ -33,12 +33,12 @@ def array(values, shape):
 
 @pytest.mark.parametrize(("shape", "K", "at_once"), SIZES)
 def test_nearest_code_equals_brute_force(monkeypatch, shape, K, at_once):
-    monkeypatch.setattr(vector, "CODES_AT_ONCE", at_once)
+    monkeypatch.setattr(nearest, "CODES_AT_ONCE", at_once)
     z_e, codebook = random(shape, 0), random((shape[3], K, shape[4]), 1)
     differences = z_e.astype(np.float64)[..., None, :] - codebook.astype(np.float64)
     expected = np.argmin((differences**2).sum(-1), axis=-1)
-    indices = run(vector.nearest_code, z_e, codebook)
-    z_q = run(vector.look_up, codebook, indices)
+    indices = run(nearest.nearest_code, z_e, codebook)
+    z_q = run(nearest.look_up, codebook, indices)
     assert indices.dtype == np.int32
     np.testing.assert_array_equal(indices, expected)
     for *position, g in np.ndindex(expected.shape):
@@ -47,21 +47,21 @@ def test_nearest_code_equals_brute_force(monkeypatch, shape, K, at_once):
 
 @pytest.mark.parametrize("at_once", [1024, 3, 2, 1])
 def test_nearest_code_gives_ties_to_the_lowest_index(monkeypatch, at_once):
-    monkeypatch.setattr(vector, "CODES_AT_ONCE", at_once)
+    monkeypatch.setattr(nearest, "CODES_AT_ONCE", at_once)
     # Small integers, so that every distance is exact: 0 is between codes 1, 2 and 4; 5 is exactly at 0 and 3.
     codebook, z_e = array([5, 1, -1, 5, 1], (1, 5, 1)), array([0, 5, 3, -9], (1, 1, 4, 1, 1))
-    np.testing.assert_array_equal(run(vector.nearest_code, z_e, codebook).ravel(), [1, 0, 0, 2])
+    np.testing.assert_array_equal(run(nearest.nearest_code, z_e, codebook).ravel(), [1, 0, 0, 2])
 
 
 def test_numpy_arrays_give_what_arrays_of_jax_give():
     z_e, codebook, key = random((4, 2, 3), 0), random((2, 5, 3), 1), jax.random.key(0)
 
     def everything(z_e, codebook):
-        indices = vector.nearest_code(z_e, codebook)
-        z_q, ema = vector.look_up(codebook, indices), vector.ema_init(key, z_e, 5)
+        indices = nearest.nearest_code(z_e, codebook)
+        z_q, ema = nearest.look_up(codebook, indices), ema_init(key, z_e, 5)
         losses = vector.codebook_loss(z_e, z_q), vector.commitment_loss(z_e, z_q)
-        moved = vector.revive(key, vector.ema_update(ema, z_e, indices, 0.9), z_e, 0.1)
-        return indices, straight_through(z_e, np.asarray(z_q)), losses, vector.ema_codebook(moved, 1e-5)
+        moved = revive(key, ema_update(ema, z_e, indices, 0.9), z_e, 0.1)
+        return indices, straight_through(z_e, np.asarray(z_q)), losses, ema_codebook(moved, 1e-5)
 
     found = everything(z_e, codebook)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(found))
@@ -78,7 +78,7 @@ def test_numpy_arrays_give_what_arrays_of_jax_give():
 
 def test_look_up_fetches_each_code_from_its_own_codebook():
     codebook = array(range(12), (2, 3, 2))
-    z_q = run(vector.look_up, codebook, np.array([[[[0, 0], [2, 1]]]], np.int32))
+    z_q = run(nearest.look_up, codebook, np.array([[[[0, 0], [2, 1]]]], np.int32))
     np.testing.assert_array_equal(z_q, [[[[[0, 1], [6, 7]], [[4, 5], [8, 9]]]]])
 
 
@@ -118,7 +118,7 @@ def test_each_loss_moves_its_own_side_only(loss, moves_z_e, moves_z_q):
 )
 def test_only_the_codebook_loss_reaches_the_codes_and_only_those_in_use(loss, to_z_e, to_codebook):
     def total(z_e, codebook):
-        return jnp.sum(loss(z_e, vector.look_up(codebook, vector.nearest_code(z_e, codebook))))
+        return jnp.sum(loss(z_e, nearest.look_up(codebook, nearest.nearest_code(z_e, codebook))))
 
     z_e, codebook = array([1, 3, 9, -1], (1, 2, 2, 1, 1)), array([0, 10, 20], (1, 3, 1))
     gradients = run(jax.grad(total, (0, 1)), z_e, codebook)
@@ -128,7 +128,7 @@ def test_only_the_codebook_loss_reaches_the_codes_and_only_those_in_use(loss, to
 
 def test_count_codes_equals_bincount():
     indices = np.random.default_rng(0).integers(0, 6, (3, 4, 5, 2), np.int32)
-    counts = run(lambda indices: vector.count_codes(indices, 7), indices)
+    counts = run(lambda indices: nearest.count_codes(indices, 7), indices)
     np.testing.assert_array_equal(counts, [np.bincount(indices[..., g].ravel(), minlength=7) for g in range(2)])
 
 
@@ -137,7 +137,7 @@ def test_sum_by_code_equals_a_loop():
     expected = np.zeros((2, 5, 3))
     for *position, g in np.ndindex(indices.shape):
         expected[g, indices[*position, g]] += vectors[*position, g]
-    sums = run(lambda vectors, indices: vector.sum_by_code(vectors, indices, 5), vectors, indices)
+    sums = run(lambda vectors, indices: nearest.sum_by_code(vectors, indices, 5), vectors, indices)
     np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -152,13 +152,17 @@ def test_leading_axes_are_free_in_every_function(axes):
     key, ema = jax.random.key(3), jax.tree.map(jnp.asarray, ema)
 
     def everything(z_e):
-        indices = vector.nearest_code(z_e, codebook)
-        per_position = indices, vector.look_up(codebook, indices)
-        summed = vector.count_codes(indices, 5), vector.sum_by_code(z_e, indices, 5), vector.draw_vectors(key, z_e, 5)
+        indices = nearest.nearest_code(z_e, codebook)
+        per_position = indices, nearest.look_up(codebook, indices)
+        summed = (
+            nearest.count_codes(indices, 5),
+            nearest.sum_by_code(z_e, indices, 5),
+            nearest.draw_vectors(key, z_e, 5),
+        )
         moved = (
-            vector.ema_init(key, z_e, 5),
-            vector.ema_update(ema, z_e, indices, 0.9),
-            vector.revive(key, ema, z_e, 0.1),
+            ema_init(key, z_e, 5),
+            ema_update(ema, z_e, indices, 0.9),
+            revive(key, ema, z_e, 0.1),
         )
         return per_position, (summed, moved)
 
@@ -169,50 +173,6 @@ def test_leading_axes_are_free_in_every_function(axes):
     jax.tree.map(np.testing.assert_array_equal, same, of_batch)
 
 
-def test_ema_update_equals_a_hand_worked_case_of_two_codes():
-    ema = Ema(count=array([4, 2], (1, 2)), total=array([[4, 8], [2, -2]], (1, 2, 2)))
-    z_e = array([[1, 1], [3, 5], [2, 0]], (1, 1, 3, 1, 2))
-    indices = np.array([0, 0, 1], np.int32).reshape(1, 1, 3, 1)
-    new = run(lambda *arguments: vector.ema_update(*arguments, decay=0.75), ema, z_e, indices)
-    # 3/4 of the old and 1/4 of the batch, whose counts are 2 and 1 and whose sums (4, 6) and (2, 0).
-    np.testing.assert_array_equal(new.count, [[3.5, 1.75]])
-    np.testing.assert_array_equal(new.total, [[[4.0, 7.5], [2.0, -1.5]]])
-
-
-def test_ema_update_keeps_codebooks_apart():
-    ema = Ema(count=np.zeros((2, 2), np.float32), total=np.zeros((2, 2, 1), np.float32))
-    z_e = array([[1, 10], [2, 20]], (1, 1, 2, 2, 1))
-    indices = np.array([[0, 1], [1, 1]], np.int32).reshape(1, 1, 2, 2)
-    new = run(lambda *arguments: vector.ema_update(*arguments, decay=0.0), ema, z_e, indices)
-    np.testing.assert_array_equal(new.count, [[1, 1], [0, 2]])
-    np.testing.assert_array_equal(new.total[..., 0], [[1, 2], [0, 30]])
-
-
-def test_repeated_ema_updates_reach_the_mean_of_each_codes_vectors():
-    z_e, indices = random((2, 3, 4, 1, 2)), np.arange(24, dtype=np.int32).reshape(2, 3, 4, 1) % 3
-
-    def updated(ema, z_e, indices):
-        ema = jax.lax.fori_loop(0, 60, lambda _, ema: vector.ema_update(ema, z_e, indices, 0.5), ema)
-        return vector.ema_codebook(ema, 1e-9)
-
-    codebook = run(updated, Ema(count=array([1, 1, 1], (1, 3)), total=array([9] * 6, (1, 3, 2))), z_e, indices)
-    np.testing.assert_allclose(codebook[0], [z_e.reshape(-1, 2)[k::3].mean(0) for k in range(3)], rtol=1e-5)
-
-
-def test_ema_update_gives_no_gradient_to_the_encoder():
-    ema, z_e = Ema(jnp.ones((1, 2)), jnp.ones((1, 2, 3))), random((1, 2, 2, 1, 3))
-    indices = jnp.zeros((1, 2, 2, 1), jnp.int32)
-    gradient = run(jax.grad(lambda z_e: jnp.sum(vector.ema_update(ema, z_e, indices, 0.5).total)), z_e)
-    np.testing.assert_array_equal(gradient, 0)
-
-
-def test_ema_codebook_smooths_the_counts_as_worked_by_hand():
-    ema = Ema(count=array([[3, 0], [1, 1]], (2, 2)), total=array([6, 1, 2, -4], (2, 2, 1)))
-    # First codebook: n = 3, (3 + 1/2) / (3 + 2/2) · 3 = 21/8 and (0 + 1/2) / 4 · 3 = 3/8. Second: counts stay 1.
-    codebook = run(lambda ema: vector.ema_codebook(ema, 0.5), ema)
-    np.testing.assert_allclose(codebook[..., 0], [[6 * 8 / 21, 8 / 3], [2, -4]], rtol=1e-6)
-
-
 def distances_to_vectors(places, z_e, g):
     """Largest difference along D between every place [N,D] and every vector of codebook g."""
     return np.abs(places[:, None] - z_e[..., g, :].reshape(1, -1, z_e.shape[-1])).max(-1)
@@ -220,7 +180,7 @@ def distances_to_vectors(places, z_e, g):
 
 def draw_many(z_e, num, draws=20):
     keys = jax.random.split(jax.random.key(0), draws)
-    return run(jax.vmap(lambda key: vector.draw_vectors(key, jnp.asarray(z_e), num)), keys)
+    return run(jax.vmap(lambda key: nearest.draw_vectors(key, jnp.asarray(z_e), num)), keys)
 
 
 @pytest.mark.parametrize("num", [1, 5, 11, 24])
@@ -244,64 +204,3 @@ def test_draw_vectors_fills_up_from_a_batch_that_is_too_small():
         for g in range(2):
             assert np.all(distances_to_vectors(drawn[g], z_e, g).min(1) == 0)
             assert len(np.unique(drawn[g], axis=0)) == 3
-
-
-def test_ema_init_puts_every_code_at_a_vector_of_the_batch():
-    z_e = random((2, 3, 4, 2, 3))
-    ema = run(lambda z_e: vector.ema_init(jax.random.key(0), z_e, 6), z_e)
-    np.testing.assert_allclose(ema.count, np.full((2, 6), vector.NEW_CODE_SHARE * 24 / 6), rtol=1e-6)
-    codebook = run(lambda ema: vector.ema_codebook(ema, 1e-5), ema)
-    for g in range(2):
-        distances = distances_to_vectors(codebook[g], z_e, g)
-        assert np.all(distances.min(1) < 1e-5)
-        assert len(np.unique(distances.argmin(1))) == 6
-
-
-# Two codebooks of four codes and 32 positions, so a uniform share is 8, and codes below a tenth of it are dead.
-COUNT = array([[8, 0, 0.79, 0.81], [0, 20, 3, 5]], (2, 4))
-DEAD = COUNT < 0.8
-LATENTS = random((2, 4, 4, 2, 3))
-# What is left of the sums of dead codes would put them far away from any vector.
-EMA = Ema(COUNT, random((2, 4, 3), 7) + np.float32(1000) * DEAD[..., None])
-
-
-def revive(ema, threshold, seed=0):
-    return run(lambda ema, z_e: vector.revive(jax.random.key(seed), ema, z_e, threshold), ema, LATENTS)
-
-
-def test_revive_moves_dead_codes_to_vectors_of_the_batch_and_leaves_live_ones():
-    new = revive(EMA, 0.1)
-    np.testing.assert_array_equal(new.count[~DEAD], EMA.count[~DEAD])
-    np.testing.assert_array_equal(new.total[~DEAD], EMA.total[~DEAD])
-    np.testing.assert_allclose(new.count[DEAD], vector.NEW_CODE_SHARE * 8, rtol=1e-6)
-    places = new.total / new.count[..., None]
-    for g in range(2):
-        assert np.all(distances_to_vectors(places[g][DEAD[g]], LATENTS, g).min(1) < 1e-6)
-
-
-@pytest.mark.parametrize("used", [False, True])
-def test_a_revived_code_stays_at_its_vector_through_the_next_update(used):
-    new = revive(EMA, 0.1)
-    # The batch's vector at which each code is, or ought to be.
-    nearest = [distances_to_vectors(new.total[g] / new.count[g, :, None], LATENTS, g).argmin(1) for g in range(2)]
-    places = np.stack([LATENTS[..., g, :].reshape(-1, 3)[nearest[g]] for g in range(2)])
-    if used:  # the next batch has for every code vectors exactly at its place
-        z_e = np.broadcast_to(places.swapaxes(0, 1), (2, 1, 4, 2, 3))
-        indices = np.broadcast_to(np.arange(4, dtype=np.int32).reshape(1, 1, 4, 1), (2, 1, 4, 2))
-    else:  # it has something for live codes only
-        z_e, indices = LATENTS, np.broadcast_to(np.array([0, 1], np.int32).reshape(1, 1, 1, 2), (2, 4, 4, 2))
-    new = run(lambda *arguments: vector.ema_update(*arguments, decay=0.9), new, z_e, indices)
-    np.testing.assert_allclose((new.total / new.count[..., None])[DEAD], places[DEAD], rtol=1e-5)
-
-
-def test_a_revived_code_is_not_revived_again_at_once():
-    once = revive(EMA, vector.NEW_CODE_SHARE)
-    twice = revive(once, vector.NEW_CODE_SHARE, seed=1)
-    np.testing.assert_array_equal(twice.count, once.count)
-    np.testing.assert_array_equal(twice.total, once.total)
-
-
-def test_revive_at_threshold_0_changes_nothing():
-    new = revive(EMA, 0.0)
-    np.testing.assert_array_equal(new.count, EMA.count)
-    np.testing.assert_array_equal(new.total, EMA.total)

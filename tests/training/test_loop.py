@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import signal
 
@@ -14,6 +15,7 @@ import pytest
 
 from vqvae_jax import registry
 from vqvae_jax.errors import InputError
+from vqvae_jax.evaluation.evaluate import evaluate
 from vqvae_jax.run import Run, load
 from vqvae_jax.training import checkpoint, loop, record, sharding
 from vqvae_jax.training.step import init_state, make_train_step
@@ -110,9 +112,8 @@ def test_training_lowers_the_bound_on_one_batch(config):
 
 
 @pytest.mark.parametrize("name", ["vector_ema", "vector_gradient"])
-def test_what_learns_the_codebook_changes_it(config, name):
-    keys = registry.arguments(registry.QUANTIZERS[name])
-    config["model"]["quantizer"] = {k: v for k, v in config["model"]["quantizer"].items() if k in keys} | {"name": name}
+def test_what_learns_the_codebook_changes_it(config, tiny_quantizers, name):
+    config["model"]["quantizer"] = tiny_quantizers[name]
     model, step, state, batch = make(config)
 
     def codebook():
@@ -160,8 +161,15 @@ def final_keys(workdir, config):
     return checkpoint.read_arrays(checkpoint.newest(workdir) / "state")
 
 
-@pytest.mark.parametrize("average_decay", [0.0, 0.9])
-def test_stopped_and_resumed_run_ends_in_the_same_bits(config, tmp_path, monkeypatch, average_decay):
+RUNS = [("vector_ema", 0.9), ("vector_ema", 0.0), ("residual", 0.0)]
+RUNS += [pytest.param(name, 0.0, marks=pytest.mark.slow) for name in registry.QUANTIZERS if (name, 0.0) not in RUNS]
+
+
+@pytest.mark.parametrize(("quantizer", "average_decay"), RUNS)
+def test_stopped_and_resumed_run_ends_in_the_same_bits(
+    config, tiny_quantizers, tmp_path, monkeypatch, quantizer, average_decay
+):
+    config["model"]["quantizer"] = tiny_quantizers[quantizer]
     config["optimizer"].update(name="muon", warmup_steps=2)
     config["train"]["average_decay"] = average_decay
     loop.train(config, tmp_path / "whole")
@@ -178,8 +186,13 @@ def test_stopped_and_resumed_run_ends_in_the_same_bits(config, tmp_path, monkeyp
     with pytest.raises(loop.Stopped, match="stopped at step . and saved"):
         loop.train(config, tmp_path / "parts")
     assert final_state(tmp_path / "parts")[0] in (3, 4)
-    loop.train(config, tmp_path / "parts")
+    run = loop.train(config, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    found, sizes = evaluate(run, registry.build_source(config["data"], "test")), run.model.codebook_sizes
+    rate = 64 * sum(map(math.log2, sizes)) / 32**2 / 3
+    assert found["priors"]["uniform"]["rate"] == pytest.approx(rate, rel=1e-5)
+    assert found["priors"]["unigram"]["rate"] < 1.5 * rate
+    assert 0 < found["codebook_usage"] <= 1 <= found["perplexity"] <= max(sizes)
 
 
 @pytest.mark.slow

@@ -8,6 +8,16 @@ from vqvae_jax.evaluation.evaluate import CODED, SHOWN
 COLUMNS = {"bits_per_dim": "bits/dim", "rate": "rate", "distortion": "distortion", "psnr": "PSNR, dB", "ssim": "SSIM"}
 CODECS = {"png": "PNG", "webp": "lossless WebP"}
 MOST_CLASSES = 40  # that are printed; the file has all
+LEAST_USAGE = 0.1  # share of codes in use below which it is said what to change
+# By the name of the quantizer, options of model.quantizer.
+CHANGES = {
+    "finite_scalar": "give fewer or smaller levels",
+    "lookup_free": "raise diversity or entropy_weight, or give fewer bits",
+    "residual": "raise revival_threshold to just below 0.1, or lower codebook_size",
+    "vector_ema": "raise revival_threshold to just below 0.1, try distance=cosine, or lower codebook_size",
+    "vector_gradient": "name vector_ema or vector_simvq instead, try distance=cosine, or lower codebook_size",
+    "vector_simvq": "try distance=cosine or estimator=rotation, or lower codebook_size",
+}
 
 
 def _right(*names: str) -> list[Column]:
@@ -50,6 +60,13 @@ def print_table(result: dict) -> None:
     for name, row in result["per_class"].items():
         classes.add_row(name, str(row["num_images"]), *(_number(row[key]) for key in keys))
     console.print(classes)
+
+
+def print_advice(result: dict, quantizer: str) -> None:
+    """Print which options to change if few codes are in use."""
+    usage = result.get("codebook_usage", 1.0)
+    if usage < LEAST_USAGE and quantizer in CHANGES:
+        print(f"advice:      {100 * usage:.1f} % of the codes are in use: in model.quantizer, {CHANGES[quantizer]}")
 
 
 def _labels(result: dict) -> dict[str, str]:

@@ -11,7 +11,7 @@ from vqvae_jax.errors import at_least
 from vqvae_jax.likelihoods.interface import Images
 from vqvae_jax.models.interface import Bound, Codes
 from vqvae_jax.models.trunk import Family, Vectors, draw_each
-from vqvae_jax.quantizers.vector import look_up
+from vqvae_jax.quantizers.nearest import look_up
 
 LogQ = Float[Array, "b y x g k"]  # log q(z | x) of every code of every latent
 

@@ -1,6 +1,7 @@
 """The VQ-VAE (van den Oord et al. 2017), with any quantizer."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ from vqvae_jax.evaluation import metrics
 from vqvae_jax.likelihoods.interface import Images
 from vqvae_jax.models.interface import Bound, Codes
 from vqvae_jax.models.trunk import Family, Vectors
-from vqvae_jax.quantizers.interface import Quantizer
-from vqvae_jax.quantizers.vector import count_codes
+from vqvae_jax.quantizers.interface import Quantizer, QuantizerWithDistances
+from vqvae_jax.quantizers.nearest import count_codes
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class VQVAE(Family):
 
     def distances(self, variables, images: Images) -> Float[Array, "b y x g k"]:
         """Give the squared distances of encoded images to every code."""
-        return self.quantizer.distances(self._of_quantizer(variables), self._encoded(variables["params"], images))
+        quantizer = cast(QuantizerWithDistances, self.quantizer)
+        return quantizer.distances(self._of_quantizer(variables), self._encoded(variables["params"], images))
 
     def fit_sums(self, variables, images: Images, mask) -> dict:
         """Count codes at every position, [h,w,G,K], beside what all families add up."""

@@ -1,4 +1,4 @@
-"""What a quantizer is, and the straight-through estimator.
+"""What a quantizer is.
 
 A quantizer is a frozen dataclass of plain arguments: `params` move by gradient, `state` by `next_state`. The leading
 axes `*b` are free (images, audio, tokens); whatever dtype comes in, the arithmetic is float32.
@@ -6,10 +6,11 @@ axes `*b` are free (images, audio, tokens); whatever dtype comes in, the arithme
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
+
+from vqvae_jax.errors import InputError, suggest
 
 AnyArray = Array | np.ndarray
 Vectors = Float[AnyArray, "*b d"]
@@ -38,7 +39,7 @@ class Quantizer(Protocol):
     def loss_weights(self) -> dict[str, float]: ...  # of `losses`; the training loss adds them up
 
     @property
-    def has_distances(self) -> bool: ...  # whether `distances` exists, which sums over several codes need
+    def has_distances(self) -> bool: ...  # whether it is a `QuantizerWithDistances`
 
     def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[Any, Any]: ...  # params and state, from a first batch
 
@@ -48,12 +49,26 @@ class Quantizer(Protocol):
 
     def look_up(self, variables, indices: Indices) -> Float[Array, "*b d"]: ...  # the vectors that indices stand for
 
-    def distances(self, variables, z_e: Vectors) -> Float[Array, "*b g k"]: ...  # squared, to every code
-
     def next_state(self, variables, z_e: Vectors, indices: Indices, key: Key[Array, ""]) -> Any:
         """Give the state after a training batch; the same state where nothing moves."""
 
 
-def straight_through(z_e: Float[AnyArray, "*s"], z_q: Float[AnyArray, "*s"]) -> Float[Array, "*s"]:
-    """Give exactly `z_q`, with a gradient that goes unchanged to `z_e` and not at all to `z_q` (sec. 3.2)."""
-    return jax.lax.stop_gradient(jnp.asarray(z_q)) + (z_e - jax.lax.stop_gradient(z_e))
+@runtime_checkable
+class QuantizerWithDistances(Quantizer, Protocol):
+    """A quantizer whose codes have distances to a vector, each by itself, as sums over several codes need."""
+
+    def distances(self, variables, z_e: Vectors) -> Float[Array, "*b g k"]: ...  # squared, to every code
+
+
+def to_float32(z_e: Vectors, dim: int) -> Float[Array, "*b d"]:
+    """Give `z_e` in float32; InputError unless it has `dim` dimensions a position."""
+    if z_e.shape[-1] != dim:
+        raise InputError(f"z_e has {z_e.shape[-1]} dimensions a position, this quantizer takes {dim}")
+    return jnp.asarray(z_e, jnp.float32)
+
+
+def check_names(**options: tuple) -> None:
+    """Raise InputError unless every option of a quantizer, given as (name, table), is in its table."""
+    for key, (name, table) in options.items():
+        if name not in table:
+            raise InputError(f"unknown quantizer.{key} {name!r}: {suggest(str(name), table)}")

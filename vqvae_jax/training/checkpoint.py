@@ -148,11 +148,15 @@ def put_aside(path: Path, name: str) -> Path:
 # Options that earlier runs of 0.2 don't name, and what they did.
 LATER_OPTIONS = {"data": {"num_workers": 0}, "train": {"average_decay": 0.0}, "prior": {"average_decay": 0.0}}
 LATER_OPTIONS |= {"model": {"dtype": "float32", "rematerialise": False, "context": dataclasses.asdict(Context())}}
+LATER_OF_VECTORS = {"distance": "euclidean", "estimator": "straight_through", "start": "data"}
 
 
 def with_all_options(config: dict) -> dict:
     """Add the options that an earlier run's config lacks."""
     config = config | {section: added | config[section] for section, added in LATER_OPTIONS.items()}
+    if quantizer := config["model"].get("quantizer"):
+        later = LATER_OF_VECTORS if quantizer["name"] in {"vector_ema", "vector_gradient"} else {}
+        config["model"] = config["model"] | {"quantizer": later | quantizer}
     if "samples" in config["model"]:  # VIMCO trained on as many draws as it was measured by
         config["model"] = {"training_samples": config["model"]["samples"]} | config["model"]
     return config
