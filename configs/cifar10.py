@@ -7,8 +7,8 @@
     python -m vqvae_jax.main --config=configs/cifar10.py:smoke         a minute on a CPU
 
 The paper does not state K and D; K = 128 and D = 32 are ours. It reports 4.67 bits/dim after 250,000 steps.
-Measured: the paper's network and `:context` not yet; `:small`, whose prior had 2,500 of its 6,000 steps: the row "vqvae" of
-experiments/results/reproduction/cifar10.json.
+Measured: the paper's network and `:context` not yet; `:small`, whose prior had 2,500 of its 6,000 steps: the row
+"vqvae" of experiments/results/reproduction/cifar10.json.
 """
 
 from configs import default, families
