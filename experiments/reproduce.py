@@ -5,8 +5,9 @@
     python -m experiments.reproduce study --data_dir=DIR       one change at a time, short runs, validation images
 
 Each row is the ordinary program with `configs/families.py` and the changes below. What is finished is not done again,
-what was stopped goes on, and `--rows` picks some. Writes `TABLE.json`, `TABLE_curves.json` and, but for `study`, a figure to
-`--out` after every row. The rows of `cifar10` and `families` are measured on the test split, once each; those of `study` never.
+what was stopped goes on, and `--rows` picks some. After every row `TABLE.json` and `TABLE_curves.json` are written to
+`--out`, and a figure but for `study`. The rows of `cifar10` and `families` are measured on the test split, once each;
+those of `study` never.
 """
 
 from vqvae_jax.start import with_huge_pages

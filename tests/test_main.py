@@ -169,7 +169,10 @@ MISTAKES = [
     (["--config.model.hidden=4"], "--config.model.hidden changes the config of --mode=train: name one with --config="),
     (["--config=none.py"], "no config file none.py: the configs are "),
     ([f"--config={__file__}"], "test_main.py is no config: it has no function get_config"),
-    ([f"--config={ROOT}/configs/cifar10.py:tiny"], "unknown variant 'tiny' of cifar10: known: paper, small, context, smoke"),
+    (
+        [f"--config={ROOT}/configs/cifar10.py:tiny"],
+        "unknown variant 'tiny' of cifar10: known: paper, small, context, smoke",
+    ),
     (["--mode=evalute", QUICK], "unknown mode 'evalute': did you mean 'evaluate'?"),
     (["--mode=evaluate"], "--mode=evaluate needs --workdir=RUN: "),
     (["--mode=compress", "--workdir=RUN", "--input=a.png"], "--mode=compress needs --output=PATH: "),
