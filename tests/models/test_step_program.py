@@ -90,7 +90,7 @@ def test_the_step_never_leaves_the_device(program):
 def test_the_step_has_no_array_of_positions_times_codes(program, monkeypatch):
     # In parts of 1,024 codes there is one.
     assert POSITIONS * 1024 <= max(sizes(program)) < POSITIONS * SIZE
-    monkeypatch.setattr(vector, "CODES_AT_ONCE", SIZE)
+    monkeypatch.setattr(nearest, "CODES_AT_ONCE", SIZE)
     z_e, codebook = jnp.ones((POSITIONS, 1, 64)), jnp.ones((1, SIZE, 64))
     assert max(sizes(text_of(nearest.nearest_code, z_e, codebook))) >= POSITIONS * SIZE
 
