@@ -24,6 +24,7 @@ import matplotlib
 import numpy as np
 
 from configs import default, families
+from experiments.benchmarks.step_cases import memory_mb
 from experiments.provenance import provenance
 from experiments.reproduce import rows_of, setting
 from vqvae_jax import commands, registry
@@ -82,15 +83,14 @@ def value_of(text: str):
         return text
 
 
-def memory_of_step(config: dict) -> float:
-    """Give the temporary memory of the compiled training step, in MB."""
+def memory_of_step(config: dict) -> int:
+    """Give the memory that XLA plans for the training step, in MB."""
     source, validation = (registry.build_source(config["data"], split) for split in ("train", "validation"))
     stage = ImageStage(config, source, validation)
     batch = next(stage.batches(range(1)))
     what = stage.model, stage.optimizer, config["seed"]
     state = jax.eval_shape(lambda images: init_state(*what, images), batch["image"])
-    memory = make_train_step(*what).lower(state, batch).compile().memory_analysis()
-    return memory.temp_size_in_bytes / 1e6
+    return memory_mb(make_train_step(*what).lower(state, batch).compile())
 
 
 def result_of(name: str, config: dict, workdir: Path, command: str) -> dict:
