@@ -20,7 +20,9 @@ from pathlib import Path
 from experiments.provenance import report
 from vqvae_jax.training.record import read_record
 
-OPTIONS = ["--config.train.num_steps=100000000", "--config.train.eval_every=200", "--config.train.checkpoint_every=200"]
+EVERY = 200  # steps between validations, and between checkpoints
+OPTIONS = ["--config.train.num_steps=100000000", f"--config.train.eval_every={EVERY}"]
+OPTIONS += [f"--config.train.checkpoint_every={EVERY}"]
 OPTIONS += ["--config.train.log_every=50", "--config.optimizer.schedule=constant"]
 GROWS = ("memory_mb", "threads", "open_files", "compiled_programs")
 
@@ -89,7 +91,7 @@ def main() -> int:
         sys.exit("too few looks to compare: give more --minutes, or look more often with --every")
     grown = growth(samples)
     last = samples[-1]["step"]
-    about = {"minutes": arguments.minutes, "steps": last, "validations_and_checkpoints": last // 200}
+    about = {"minutes": arguments.minutes, "steps": last, "validations_and_checkpoints": last // EVERY}
     about |= {"exit_status": status, "config": arguments.config}
     report({"experiment": "soak", **about, "growth_percent": grown, "samples": samples}, arguments.out)
     return int(grown["memory_mb"] > 2 or any(grown[key] > 0 for key in GROWS[1:]))

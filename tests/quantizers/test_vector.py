@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_ema import array, random, run
 
 from vqvae_jax.quantizers import GradientVectorQuantizer, VectorQuantizer, nearest, straight_through, vector
 from vqvae_jax.quantizers.ema import Ema, ema_codebook, ema_init, ema_update, revive
@@ -16,19 +17,6 @@ SIZES = [  # (b, h, w, G, D), K, CODES_AT_ONCE
     ((2, 3, 4, 1, 3), 11, 4),
     ((1, 2, 3, 2, 1), 6, 1),
 ]
-
-
-def run(function, *arguments):
-    """One program, traced afresh: far sooner compiled than one for every operation."""
-    return jax.tree.map(np.asarray, jax.jit(lambda *traced: function(*traced))(*arguments))
-
-
-def random(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def array(values, shape):
-    return np.array(values, np.float32).reshape(shape)
 
 
 @pytest.mark.parametrize(("shape", "K", "at_once"), SIZES)
