@@ -3,7 +3,7 @@
     python -m vqvae_jax.main --config=configs/cifar10.py               the paper's network, EMA codebook
     python -m vqvae_jax.main --config=configs/cifar10.py:paper         the same with the codebook of eq. (3)
     python -m vqvae_jax.main --config=configs/cifar10.py:small         128/32 units, 8x8x4 codes, for two cores
-    python -m vqvae_jax.main --config=configs/cifar10.py:context       8x8x1 codes, and pixels that see earlier ones
+    python -m vqvae_jax.main --config=configs/cifar10.py:context       4x4x1 codes, and pixels that see earlier ones
     python -m vqvae_jax.main --config=configs/cifar10.py:smoke         a minute on a CPU
 
 The paper does not state K and D; K = 128 and D = 32 are ours. It reports 4.67 bits/dim after 250,000 steps.
@@ -29,11 +29,14 @@ def _small(config):
 
 
 def _context(config):
-    config.model.likelihood = "context"
+    config.data.batch_size = 8  # a step sees 8,192 pixels, each with its neighbours
+    config.model.update(likelihood="context", hidden=64, downsamplings=3)
     config.model.context.units = 192
     config.model.quantizer.update(num_codebooks=1, codebook_size=512)
-    config.train.update(num_steps=8000, eval_every=1000, checkpoint_every=1000)
-    config.prior.name = "pixelcnn"
+    config.optimizer.update(learning_rate=6e-3, warmup_steps=400)
+    config.train.update(num_steps=20_000, log_every=200, eval_every=2000, checkpoint_every=2000)
+    config.prior.update(name="pixelcnn", num_steps=3000)
+    config.eval.samples = 16
 
 
 VARIANTS = {"": lambda config: None, "paper": lambda config: None}

@@ -90,6 +90,7 @@ def get_config(family: str = "vqvae", quantizer: str = "vector_ema") -> Config:
     config.data.data_dir = config_dict.placeholder(str)  # None: ~/tensorflow_datasets
     config.data.image_size = config_dict.placeholder(int)  # side of the crops, pixels; None: images as they are
     config.data.channels = config_dict.placeholder(int)  # 1 or 3; None: as the data set has them
+    config.data.patch_size = config_dict.placeholder(int)  # side of random squares to train on; None: whole images
     config.data.crop_scale = (0.2, 1.0)  # least and greatest share of the area that a training crop takes
     config.data.eval_crop = "centre"  # or "random": as in training, but the same for an image every time
     config.data.min_side = 32  # pixels; smaller images are left out

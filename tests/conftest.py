@@ -43,6 +43,13 @@ def pytest_sessionfinish():
     gc.callbacks.clear()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Let go of compiled programs: each has memory maps, of which Linux gives a process 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def photo_dir(tmp_path_factory) -> str:
     """A folder with five small photographs of noise, in place of scikit-image's."""

@@ -156,7 +156,7 @@ def test_a_wrong_model_option_is_one_clear_line(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codebook_size": 1}, "at least 2"),
+        ({"codebook_size": 0}, "at least 1"),
         ({"codebok_size": 3}, "unknown option .*quantizer.codebok_size: did you mean 'codebook_size'"),
         ({"revival_threshold": 2.0}, "revival_threshold is 2.0"),
     ],

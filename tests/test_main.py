@@ -217,7 +217,7 @@ def test_an_error_is_one_line_and_exit_status_2(folder):
         ([QUICK, "--config.model.hiden=4"], "unknown option model.hiden: did you mean 'model.hidden'?"),
         ([QUICK, "--config.data.name=cifar"], "unknown dataset 'cifar': did you mean 'cifar10'?"),
         ([QUICK, "--config.model.likelihood=gauss"], "unknown likelihood 'gauss'"),
-        ([QUICK, "--config.model.quantizer.codebook_size=1"], "quantizer.codebook_size is 1: it must be at least 2"),
+        ([QUICK, "--config.model.quantizer.codebook_size=0"], "quantizer.codebook_size is 0: it must be at least 1"),
         ([QUICK, "--config.data.name=cifar10", "--data_dir=nowhere"], "no data folder nowhere"),
         (["--mode=evaluate", "--workdir=nowhere"], "no run in nowhere: train first"),
         (

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -201,7 +202,9 @@ def _fail(message: object, code: int = 2) -> NoReturn:
 def run() -> None:
     """Run the program; a mistake of the user's is one line and exit status 2, a stop by signal 130."""
     flags.FLAGS.mark_as_parsed()  # absl's own, for libraries that look
-    logging.set_verbosity(logging.FATAL)  # orbax logs its inner workings and tracebacks of what it raises anyway
+    # Orbax logs its inner workings and tracebacks of what it raises anyway, and asyncio those of all its writes.
+    logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)
     keep_compiled()
     threading.excepthook = partial(_report, threading.excepthook)
     sys.unraisablehook = partial(_report, sys.unraisablehook)

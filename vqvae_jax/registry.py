@@ -125,7 +125,7 @@ def check_data(section: Mapping) -> set[str]:
     """Raise InputError unless the config's `data` section has its keys; give those of `prepare_split`."""
     of_split = arguments(prepare_split, "source")
     of_batches = arguments(train_batches, "source", "seed", "steps", "stage")
-    check_keys(section, {"name", "data_dir"} | of_split | of_batches, "data")
+    check_keys(section, {"name", "data_dir", "patch_size"} | of_split | of_batches, "data")
     return of_split
 
 

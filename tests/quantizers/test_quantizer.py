@@ -252,7 +252,7 @@ OF_OTHERS = [
     ),
 ]
 RANGES = [
-    ({"codebook_size": 1}, "quantizer.codebook_size is 1: it must be at least 2"),
+    ({"codebook_size": 0}, "quantizer.codebook_size is 0: it must be at least 1"),
     ({"num_codebooks": 0}, "quantizer.num_codebooks is 0: it must be at least 1"),
     ({"embedding_dim": 0}, "quantizer.embedding_dim is 0: it must be at least 1"),
     ({"commitment_cost": -0.1}, "quantizer.commitment_cost is -0.1: it must be at least 0"),

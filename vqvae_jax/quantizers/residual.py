@@ -42,7 +42,7 @@ class ResidualQuantizer:
     has_distances = False  # those of a stage depend on the codes before it
 
     def __post_init__(self):
-        at_least("quantizer", codebook_size=(self.codebook_size, 2), num_codebooks=(self.num_codebooks, 1))
+        at_least("quantizer", codebook_size=(self.codebook_size, 1), num_codebooks=(self.num_codebooks, 1))
         at_least("quantizer", embedding_dim=(self.embedding_dim, 1), commitment_cost=(self.commitment_cost, 0))
         if not 0 <= self.quantizer_dropout <= 1:
             raise InputError(f"quantizer.quantizer_dropout is {self.quantizer_dropout}: it must be 0 to 1")

@@ -51,7 +51,7 @@ class _VectorQuantizer(abc.ABC):
     has_distances = True
 
     def __post_init__(self):
-        at_least("quantizer", codebook_size=(self.codebook_size, 2), num_codebooks=(self.num_codebooks, 1))
+        at_least("quantizer", codebook_size=(self.codebook_size, 1), num_codebooks=(self.num_codebooks, 1))
         at_least("quantizer", embedding_dim=(self.embedding_dim, 1), commitment_cost=(self.commitment_cost, 0))
         check_names(distance=(self.distance, DISTANCES), start=(self.start, STARTS))
         check_names(estimator=(self.estimator, ESTIMATORS))

@@ -146,7 +146,11 @@ def put_aside(path: Path, name: str) -> Path:
 
 
 # Options that earlier runs of 0.2 don't name, and what they did.
-LATER_OPTIONS = {"data": {"num_workers": 0}, "train": {"average_decay": 0.0}, "prior": {"average_decay": 0.0}}
+LATER_OPTIONS = {
+    "data": {"num_workers": 0, "patch_size": None},
+    "train": {"average_decay": 0.0},
+    "prior": {"average_decay": 0.0},
+}
 LATER_OPTIONS |= {"model": {"dtype": "float32", "rematerialise": False, "context": dataclasses.asdict(Context())}}
 LATER_OF_VECTORS = {"distance": "euclidean", "estimator": "straight_through", "start": "data"}
 

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from vqvae_jax.data import batches
 from vqvae_jax.data.splits import ArraySource, Source
@@ -27,6 +28,20 @@ def on_devices(stage: str, config: dict, source: Source, batch_size: int, flip: 
     images = jax.make_array_from_process_local_data(placed(), source.images)
     gather = partial(jax.jit(_gather, out_shardings=placed("data")), images)  # before the step, which nobody waits for
     return map(gather, map(put_batch, batches.train_batches(numbers, *what, **how)))
+
+
+@partial(jax.jit, static_argnames="size")
+def patches(batch: dict, key: Key[Array, ""], size: int) -> dict:
+    """Cut a random square of `size` x `size` pixels out of every image of a batch."""
+    images = batch["image"]
+    height, width, channels = images.shape[1:]
+    last = jnp.array([height, width]) - size
+    corners = jax.random.randint(key, (len(images), 2), 0, last + 1)
+
+    def cut(image, corner):
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, channels))
+
+    return batch | {"image": jax.vmap(cut)(images, corners)}
 
 
 def _gather(images, batch):

@@ -7,13 +7,14 @@ from jax import Array
 
 from vqvae_jax import registry
 from vqvae_jax.data.splits import Source
+from vqvae_jax.errors import InputError
 from vqvae_jax.evaluation import plots
 from vqvae_jax.evaluation.evaluate import evaluate
 from vqvae_jax.run import Run
 from vqvae_jax.training import checkpoint, sharding
-from vqvae_jax.training.feed import on_devices
+from vqvae_jax.training.feed import on_devices, patches
 from vqvae_jax.training.record import MetricWriter
-from vqvae_jax.training.step import Stage, TrainOptions, TrainState
+from vqvae_jax.training.step import Stage, TrainOptions, TrainState, step_key
 
 GRID_IMAGES = 8
 VALIDATED = ("bits_per_dim", "rate", "distortion", "psnr", "ssim", "perplexity", "codebook_usage")
@@ -33,13 +34,23 @@ class ImageStage(Stage):
         sharding.check_batch_size("data.batch_size", config["data"]["batch_size"])
         self.model = registry.build_model(config["model"], source.image_shape)
         height, width, channels = source.image_shape
+        side = config["data"]["patch_size"]
+        if side is not None:
+            if not 1 <= side <= min(height, width):
+                raise InputError(f"data.patch_size is {side}: it must be 1 to {min(height, width)} for these images")
+            self.model.trunk.grid(side, side)
+            height = width = side
         features = self.model.likelihood.features(channels)
         sharding.check_batch_fits("data.batch_size", config["data"]["batch_size"], height * width * features)
         self.optimizer = registry.build_optimizer(config["optimizer"], self.options.num_steps)
 
     def batches(self, steps: range) -> Iterator[dict]:
         data = self.config["data"]
-        return on_devices(self.name, self.config, self.source, data["batch_size"], data["flip"], steps)
+        made = on_devices(self.name, self.config, self.source, data["batch_size"], data["flip"], steps)
+        if data["patch_size"] is None:
+            return made
+        keys = (step_key(self.config["seed"], "patches", step) for step in steps)
+        return (patches(batch, key, data["patch_size"]) for batch, key in zip(made, keys, strict=True))
 
     def first(self, batch: dict) -> Array:
         return batch["image"]

@@ -121,7 +121,7 @@ class Stage(abc.ABC):
         """Count what is saved with the finished stage."""
 
 
-def _key(seed: int, stage: str, step) -> Array:
+def step_key(seed: int, stage: str, step) -> Array:
     """The random key of a step, which no other stage shares."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode())), step)
 
@@ -132,7 +132,7 @@ def init_state(
     """Draw the first state, on every device; `first` is what `model.init` needs of the first batch."""
 
     def init(first):
-        variables = model.init(_key(seed, stage, 0), first)
+        variables = model.init(step_key(seed, stage, 0), first)
         opt_state = optimizer.init(variables["params"])
         state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["state"], opt_state)
         return state._replace(average=state.measured() if averages else ())
@@ -150,7 +150,7 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch):
-        key = _key(seed, stage, state.step + 1)
+        key = step_key(seed, stage, state.step + 1)
 
         def loss(params):
             return model.loss({"params": params, "state": state.model_state}, batch, key)
