@@ -36,7 +36,13 @@ def _small(config):
 
 def _context(config):
     _small(config)
-    config.model.likelihood = "context"
+    config.data.batch_size = 16
+    config.model.update(likelihood="context", hidden=64)
+    config.model.context.units = 192
+    config.optimizer.update(name="muon", learning_rate=6e-3, warmup_steps=400)
+    config.train.update(num_steps=8000, log_every=200, eval_every=1000, checkpoint_every=1000)
+    config.prior.num_steps = 3000
+    config.eval.samples = 0
 
 
 VARIANTS = {"": lambda config: None, "small": _small, "context": _context, "smoke": default.smoke}

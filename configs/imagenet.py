@@ -2,6 +2,7 @@
 
     python -m vqvae_jax.main --config=configs/imagenet.py --data_dir=DIR        DIR/downloads/manual holds the archives
     python -m vqvae_jax.main --config=configs/imagenet.py:small --data_dir=DIR  128/32 units, mixture: for two cores
+    python -m vqvae_jax.main --config=configs/imagenet.py:context --data_dir=DIR  16x16 codes; pixels see earlier ones
     python -m vqvae_jax.main --config=configs/imagenet.py:smoke                 a minute on a CPU, on photographs
 
 Widths, K = 512 and D = 64 are those in wide use; the paper states 128x128x3 to 32x32x1 with K = 512. Bits/dim are those
@@ -36,6 +37,18 @@ def _small(config):
     config.eval.update(validation_images=64, fit_images=256, subset_images=20)
 
 
+def _context(config):
+    _small(config)
+    # A pixel sees 3 pixels far, so patches of 32 pixels teach as much as whole images, and a step costs 1/16.
+    config.data.update(patch_size=32, crop_scale=(0.5, 0.8))
+    config.model.update(likelihood="context", hidden=64, downsamplings=3)
+    config.model.context.units = 192
+    config.optimizer.update(name="muon", learning_rate=6e-3, warmup_steps=400)
+    config.train.update(num_steps=7000, log_every=200, eval_every=1000, checkpoint_every=1000)
+    config.prior.update(codes="cached", num_steps=1000, patience=4)
+    config.eval.samples = 0
+
+
 def _smoke(config):
     default.smoke(config)
     config.data.update(name="photos", image_size=32, min_side=1)
@@ -44,4 +57,4 @@ def _smoke(config):
     config.eval.final_fit_images = 64
 
 
-VARIANTS = {"": lambda config: None, "small": _small, "smoke": _smoke}
+VARIANTS = {"": lambda config: None, "small": _small, "context": _context, "smoke": _smoke}

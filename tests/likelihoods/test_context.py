@@ -23,7 +23,7 @@ def case(likelihood, shape, seed=0):
 def test_a_pixel_changes_the_probabilities_of_those_that_see_it_which_come_later(reach):
     likelihood, (height, width) = Context(reach=reach, units=8), (5, 6)
     params, features, images = case(likelihood, (1, height, width, 3))
-    params["prediction"] += 0.1  # by which every neighbour counts
+    params["prediction"] += 1.0  # by which every neighbour counts
     log_prob = jax.jit(likelihood.log_prob)
     before = np.asarray(log_prob(params, features, images))
     order = likelihood.order(height, width)

@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vqvae_jax import registry
 from vqvae_jax.data import batches
 from vqvae_jax.data.sources import ArraySource
+from vqvae_jax.errors import InputError
 from vqvae_jax.training import feed, sharding
+from vqvae_jax.training.image_stage import ImageStage
+from vqvae_jax.training.step import step_key
 
 ROOT, SIZE = Path(__file__).parents[2], 16
 STEPS = range(3, 12)  # of 21 images: 7 epochs
@@ -64,3 +68,40 @@ def test_eight_devices_get_their_rows_of_the_same_batches():
     flags = "--xla_force_host_platform_device_count=8"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", program], env=env, check=True)
+
+
+def test_patches_are_random_squares_of_their_images():
+    """Each position of a square is drawn about as often, by the step and the seed alone."""
+    numbers = np.arange(6 * 8, dtype=np.uint8).reshape(1, 6, 8, 1)
+    images = np.concatenate([numbers, numbers + 100, numbers + 200]).repeat(200, axis=0)
+    batch = {"image": images, "label": np.arange(600)}
+    key = step_key(0, "patches", 1)
+    found = feed.patches(batch, key, 4)
+    np.testing.assert_array_equal(found["label"], batch["label"])
+    patches = np.asarray(found["image"])
+    corners = patches[:, 0, 0, 0] - images[:, 0, 0, 0]
+    for patch, image, (y, x) in zip(patches, images, zip(*np.divmod(corners, 8), strict=True), strict=True):
+        np.testing.assert_array_equal(patch, image[y : y + 4, x : x + 4])
+    _, counts = np.unique(corners, return_counts=True)
+    assert len(counts) == 3 * 5
+    assert counts.min() > 600 / 15 / 2
+    np.testing.assert_array_equal(patches, feed.patches(batch, key, 4)["image"])
+    assert (patches != np.asarray(feed.patches(batch, step_key(0, "patches", 2), 4)["image"])).any()
+
+
+def test_the_image_model_trains_on_patches_and_is_measured_on_whole_images(config):
+    source, validation = (registry.build_source(config["data"], split) for split in ("train", "validation"))
+    config["data"]["patch_size"] = 16
+    stage = ImageStage(config, source, validation)
+    again = [np.asarray(batch["image"]) for batch in stage.batches(range(2, 4))]
+    for batch, same in zip(list(stage.batches(range(4)))[2:], again, strict=True):
+        assert batch["image"].shape == (4, 16, 16, 3)
+        np.testing.assert_array_equal(batch["image"], same)
+    for side, message in (
+        (33, "data.patch_size is 33: it must be 1 to 32"),
+        (0, "it must be 1 to 32"),
+        (10, "do not fit"),
+    ):
+        config["data"]["patch_size"] = side
+        with pytest.raises(InputError, match=message):
+            ImageStage(config, source, validation)

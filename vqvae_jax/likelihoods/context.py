@@ -16,6 +16,10 @@ from vqvae_jax.likelihoods.interface import Features, Images, PerSubPixel, Place
 from vqvae_jax.likelihoods.pixelwise import LogisticMixture
 
 
+# Of what the layers say of means. An optimizer moves all parameters about as far, and means have to be right to a level.
+MEAN_SCALE = 0.1
+
+
 def _dot(x, kernel):
     return jnp.matmul(x, kernel, precision="highest")
 
@@ -68,7 +72,7 @@ class Context(LogisticMixture):
 
         left_and_above = np.zeros((len(self.offsets), channels + 1, channels), np.float32)
         for offset in ((0, -1), (-1, 0)):
-            left_and_above[(self.offsets == offset).all(axis=1), :channels] = 0.5 * np.eye(channels)
+            left_and_above[(self.offsets == offset).all(axis=1), :channels] = 0.5 / MEAN_SCALE * np.eye(channels)
         return {
             "taps": drawn(taps, units),
             "conditioning": drawn(self.features(channels), units, gain=1.0),
@@ -136,4 +140,5 @@ class Context(LogisticMixture):
         q = _plus(_dot(jax.nn.relu(hidden), params["out"]), params["out_bias"])
         # Parameters are ordered as in LogisticMixture: log weights, then the means, of every component.
         first, predicted = self.components, jnp.repeat(_dot(taps, params["prediction"]), self.components, axis=-1)
-        return q.at[..., first : first + self.components * channels].add(predicted)
+        means = slice(first, first + self.components * channels)
+        return q.at[..., means].set(MEAN_SCALE * (q[..., means] + predicted))

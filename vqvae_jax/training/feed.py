@@ -35,7 +35,7 @@ def patches(batch: dict, key: Key[Array, ""], size: int) -> dict:
     """Cut a random square of `size` x `size` pixels out of every image of a batch."""
     images = batch["image"]
     height, width, channels = images.shape[1:]
-    last = jnp.array([height, width]) - size
+    last = jnp.array([[height, width]]) - size
     corners = jax.random.randint(key, (len(images), 2), 0, last + 1)
 
     def cut(image, corner):
