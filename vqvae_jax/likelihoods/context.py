@@ -15,8 +15,7 @@ from vqvae_jax.errors import InputError, at_least
 from vqvae_jax.likelihoods.interface import Features, Images, PerSubPixel, Places
 from vqvae_jax.likelihoods.pixelwise import LogisticMixture
 
-
-# Of what the layers say of means. An optimizer moves all parameters about as far, and means have to be right to a level.
+# Of what layers say of means. An optimizer moves all parameters about as far, and means have to be right to a level.
 MEAN_SCALE = 0.1
 
 
