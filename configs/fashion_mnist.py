@@ -40,8 +40,8 @@ def _context(config):
     config.model.update(likelihood="context", hidden=64)
     config.model.context.units = 192
     config.optimizer.update(name="muon", learning_rate=6e-3, warmup_steps=400)
-    config.train.update(num_steps=8000, log_every=200, eval_every=1000, checkpoint_every=1000)
-    config.prior.num_steps = 3000
+    config.train.update(num_steps=5000, log_every=200, eval_every=500, checkpoint_every=500)
+    config.prior.num_steps = 2000
     config.eval.samples = 0
 
 

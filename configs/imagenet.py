@@ -44,7 +44,7 @@ def _context(config):
     config.model.update(likelihood="context", hidden=64, downsamplings=3)
     config.model.context.units = 192
     config.optimizer.update(name="muon", learning_rate=6e-3, warmup_steps=400)
-    config.train.update(num_steps=7000, log_every=200, eval_every=1000, checkpoint_every=1000)
+    config.train.update(num_steps=4500, log_every=100, eval_every=500, checkpoint_every=500)
     config.prior.update(codes="cached", num_steps=1000, patience=4)
     config.eval.samples = 0
 

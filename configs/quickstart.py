@@ -28,6 +28,7 @@ def _smoke(config):
     default.smoke(config)
     config.data.batch_size = 32
     config.model.update(hidden=8, residual_units=8)
+    config.model.context.units = 8
     config.train.update(num_steps=20, log_every=5, eval_every=10, checkpoint_every=10)
 
 

@@ -73,8 +73,9 @@ def tiny_quantizers() -> dict[str, dict]:
 def config(photo_dir) -> dict:
     """A complete config of a tiny model on those photographs, as plain dicts."""
     config = quickstart.get_config("smoke").to_dict()
-    config["model"] |= {"hidden": 6, "residual_units": 4}
+    config["model"] |= {"hidden": 6, "residual_units": 4, "likelihood": "logistic"}
     config["model"]["quantizer"] |= {"codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+    config["optimizer"] |= {"name": "adam", "learning_rate": 3e-3, "warmup_steps": 50}
     config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
     config["train"] |= {"num_steps": 6, "log_every": 1, "eval_every": 3, "checkpoint_every": 2}
     config["prior"]["name"] = "none"
@@ -86,8 +87,9 @@ def config(photo_dir) -> dict:
 def of_both_stages(photo_dir) -> dict:
     """A complete config of a tiny model and a tiny prior, as plain dicts."""
     config = quickstart.get_config("smoke").to_dict()
-    config["model"] |= {"hidden": 6, "residual_units": 4}
+    config["model"] |= {"hidden": 6, "residual_units": 4, "likelihood": "logistic"}
     config["model"]["quantizer"] |= {"codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
+    config["optimizer"] |= {"name": "adam", "learning_rate": 3e-3, "warmup_steps": 50}
     config["data"] |= {"batch_size": 4, "num_threads": 0, "data_dir": photo_dir}
     config["train"] |= {"num_steps": 3, "log_every": 1, "eval_every": 3, "checkpoint_every": 3}
     config["prior"] |= {"batch_size": 4, "num_steps": 6, "log_every": 1, "eval_every": 2, "features": 4}

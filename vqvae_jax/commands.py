@@ -12,7 +12,7 @@ from vqvae_jax.codec import compress as codec
 from vqvae_jax.data import image_files
 from vqvae_jax.data.splits import Source
 from vqvae_jax.errors import InputError, is_out_of_space
-from vqvae_jax.evaluation import plots
+from vqvae_jax.evaluation import codebook, plots
 from vqvae_jax.evaluation.evaluate import CODECS, CODED, Measured, file_bits, measure, other_bounds, summarise
 from vqvae_jax.evaluation.tables import print_advice, print_table
 from vqvae_jax.priors.ancestral import Options
@@ -38,6 +38,9 @@ def train(*, config: dict, workdir: Place, data_dir: str | None = None, resume: 
     figures, name, step = workdir / "figures", run.meta["config"]["data"]["name"], run.meta["step"]
     result = report(run, workdir, registry.build_source(run.meta["config"]["data"], "test"))
     print_advice(result, run.meta["config"]["model"].get("quantizer", {}).get("name", ""))
+    if health := codebook.look(run):
+        print(f"codes:       {codebook.summary(health)}")
+        codebook.draw(figures / "codebook.png", health, read_record(workdir), f"{name}, {step} steps")
     _save_pairs(run, figures / "reconstructions.png", _chosen(run, (), "test", 2 * COLUMNS)[0])
     plots.save_curves(figures / "curves.png", read_record(workdir), f"{name}, {step} steps")
     if run.learned:

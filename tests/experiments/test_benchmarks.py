@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import accelerator, train_step
+from experiments.benchmarks import accelerator, nearest, train_step
 from experiments.benchmarks.step_cases import CASES
 from vqvae_jax.models.trunk import Trunk
 
@@ -70,6 +70,24 @@ def test_the_training_step_is_timed_in_its_smallest_form(monkeypatch, capsys, tm
         assert 0 < low <= result["milliseconds"][key] <= high
         assert result["peak_mb"][key] > 50
     np.testing.assert_allclose(result["images_per_second"], 2000 / result["ours_ms"], rtol=0.2)
+
+
+def test_the_nearest_code_is_timed_in_its_smallest_form(monkeypatch, capsys):
+    called(nearest, monkeypatch, "--rounds=1", "--codes=2048", "--positions", "64", "128")
+    result = last_line(capsys)
+    for case in ("nearest", "sums"):
+        figures = result[case]
+        np.testing.assert_allclose(figures["full_over_ours"], figures["full_ms"] / figures["ours_ms"])
+    # Scores of 128 positions and 1,024 codes at a time, the codebook, and the vectors.
+    assert 1 <= result["nearest"]["many_memory_mb"] <= 3
+
+
+def test_the_full_matrix_finds_what_ours_does():
+    random = np.random.default_rng(0)
+    z_e, codes = random.normal(size=(50, 1, 4)).astype(np.float32), random.normal(size=(1, 9, 4)).astype(np.float32)
+    found = nearest.nearest_code(z_e, codes)
+    np.testing.assert_array_equal(nearest.full_nearest(z_e, codes), found)
+    np.testing.assert_allclose(nearest.full_sums(z_e, found, 9), nearest.sum_by_code(z_e, found, 9), rtol=1e-5)
 
 
 def test_a_wrong_gradient_fails(monkeypatch, capsys):

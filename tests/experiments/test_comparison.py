@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments import anchors, collect, compare_priors, rate_distortion
+from experiments import anchors, collect, compare_priors, files, rate_distortion
 from vqvae_jax import registry
+from vqvae_jax.codec import compress
 from vqvae_jax.evaluation import evaluate
 from vqvae_jax.run import load
 from vqvae_jax.training import loop
@@ -174,3 +175,23 @@ def test_rate_and_distortion_of_a_run_are_those_of_its_files(tiny_run, photo_dir
     rate = run.measure(test)["rate/pixelcnn"].sum() / math.log(2)
     assert abs(lossy["bits_per_pixel"] * 8 * 1024 - rate) < 0.005 * rate + 8 * 8
     assert {path.name for path in tmp_path.iterdir()} >= {"table.md", "curves.svg", "curves.png", "pictures.png"}
+
+
+@pytest.mark.slow
+def test_files_of_any_size_are_compared_with_other_codecs_by_all_their_bytes(tiny_run, tmp_path, monkeypatch, capsys):
+    random, size, shapes = np.random.default_rng(0), 0, [(33, 45), (32, 32), (7, 60)]
+    for n, shape in enumerate(shapes):
+        image = Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8))
+        image.save(tmp_path / f"{n}.png")
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+        size += len(buffer.getvalue()) if n < 2 else 0
+    about = ["--data=noise", "--trained_on=photographs", f"--out={tmp_path / 'r.json'}", "--num=2"]
+    called(files, monkeypatch, f"--run={tiny_run}", f"--input={tmp_path}", *about)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result == json.loads((tmp_path / "r.json").read_text())
+    assert result["images_decoded_exactly"] == 2
+    assert result["sub_pixels"] == 3 * (33 * 45 + 32 * 32)
+    np.testing.assert_allclose(result["other_codecs"]["PNG"], 8 * size / result["sub_pixels"])
+    data, _ = compress.compress(load(tiny_run), [str(tmp_path / "0.png"), str(tmp_path / "1.png")])
+    np.testing.assert_allclose(result["bits_per_dim"], 8 * len(data) / result["sub_pixels"])

@@ -27,12 +27,12 @@ from vqvae_jax.priors.trained import TrainedPrior
 from vqvae_jax.training.step import init_state, make_train_step
 
 config = quickstart.get_config("smoke").to_dict()
-config["model"] |= {"hidden": 6, "residual_units": 4}
+config["model"] |= {"hidden": 6, "residual_units": 4, "likelihood": "logistic"}
 quantizer = config["model"]["quantizer"]
 quantizer |= {"codebook_size": 24, "num_codebooks": 2, "embedding_dim": 3}
 # So that the encoder moves, and codes that are left behind are dead at the second step already.
 quantizer |= {"ema_decay": 0.3, "revival_threshold": 0.09}
-config["optimizer"] |= {"learning_rate": 1e-2, "warmup_steps": 0}
+config["optimizer"] |= {"name": "adam", "learning_rate": 1e-2, "warmup_steps": 0}
 family = sys.argv[2]
 if family != "vqvae":
     config["model"] = families.get_config(family + "_smoke").to_dict()["model"] | {"hidden": 6, "residual_units": 4}

@@ -91,7 +91,7 @@ def save_box_plot(path: str | Path, values: np.ndarray, labels: np.ndarray, name
         return
     if len(groups) > MOST_BOXES:
         groups = {f"all {len(groups)} classes": values}
-    with _figure(path, 7.0, 0.9 + 0.33 * len(groups)) as (_, [axis]):
+    with open_figure(path, 7.0, 0.9 + 0.33 * len(groups)) as (_, [axis]):
         boxes, ticks = list(groups.values())[::-1], list(groups)[::-1]
         axis.boxplot(boxes, orientation="horizontal", tick_labels=ticks, sym=".", widths=0.6)
         axis.set(xlabel=axis_label, title=title)
@@ -99,7 +99,7 @@ def save_box_plot(path: str | Path, values: np.ndarray, labels: np.ndarray, name
 
 
 @contextlib.contextmanager
-def _figure(path: str | Path, width: float, height: float, columns: int = 1):
+def open_figure(path: str | Path, width: float, height: float, columns: int = 1):
     """Give a figure and its axes to draw in, and write it."""
     from matplotlib.figure import Figure  # here, for it takes a while
 
@@ -133,7 +133,7 @@ def save_curves(path: str | Path, record: list[dict], title: str) -> None:
             panels.setdefault(stem, {})[prefix] = points
     if not panels:
         return
-    with _figure(path, 4.0 * len(panels), 3.4, len(panels)) as (figure, axes):
+    with open_figure(path, 4.0 * len(panels), 3.4, len(panels)) as (figure, axes):
         figure.suptitle(title)
         for axis, (stem, curves) in zip(axes, panels.items(), strict=True):
             _draw_panel(axis, *CURVES[stem], curves)
