@@ -27,7 +27,7 @@ LAYERS = [  # a module may import modules of earlier layers alone
     {"training.step", "training.feed", "training.processes"},
     {"priors.trained"},
     {"run"},
-    {"evaluation.evaluate", "codec.tiles"},
+    {"evaluation.evaluate", "evaluation.codebook", "codec.tiles"},
     {"evaluation.tables", "codec.compress"},
     {"training.image_stage", "training.prior_stage"},
     {"training.loop"},

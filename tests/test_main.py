@@ -47,11 +47,13 @@ def test_training_writes_and_names_everything(folder):
     for name in ("evaluation.json", "metrics.jsonl", "checkpoints/model/2"):
         assert f"runs/quickstart-smoke/{name}" in out
         assert (run / name).exists()
-    figures = ["curves.png", "extremes.png", "per_class.png", "prior_curves.png", "reconstructions.png", "samples.png"]
+    figures = ["codebook.png", "curves.png", "extremes.png", "per_class.png", "prior_curves.png"]
+    figures += ["reconstructions.png", "samples.png"]
     assert f"runs/quickstart-smoke/figures/: {', '.join(figures)}" in out
     assert sorted(path.name for path in (run / "figures").iterdir()) == figures
     assert (run / "config.json").exists()
     assert any((run / "tensorboard").iterdir())
+    assert re.search(r"codes:       \d+ of 512 in use, perplexity [\d.]+ of 128; from a code to its nearest", out)
     result = json.loads((run / "evaluation.json").read_text())
     assert result["bits_per_dim"] == pytest.approx(result["rate"] + result["distortion"])
     assert f"{result['bits_per_dim']:.3f}" in out
