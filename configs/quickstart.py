@@ -14,6 +14,7 @@ def get_config(variant: str = "") -> default.Config:
     config = default.get_config()
     config.data.update(name="photos", batch_size=8, flip=True)  # in scikit-image, so data_dir is not needed
     config.model.update(likelihood="context", hidden=64, residual_units=32, pixel_mean=(0.5,), pixel_std=(0.25,))
+    config.model.context.head_weight = 1.0  # so that the codes say how the image looks
     config.model.quantizer.update(num_codebooks=4, embedding_dim=4, commitment_cost=1.0)
     config.optimizer.update(name="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=200)
     config.train.update(num_steps=2000, log_every=20, eval_every=500, checkpoint_every=500)
