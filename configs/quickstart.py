@@ -1,4 +1,4 @@
-"""A small VQ-VAE on 32x32 crops of five photographs: the whole way in under 5 minutes on two CPU cores.
+"""A small VQ-VAE on 32x32 crops of five photographs: the whole way in about 5 minutes on two CPU cores.
 
     python -m vqvae_jax.main --config=configs/quickstart.py
     python -m vqvae_jax.main --config=configs/quickstart.py:smoke      a minute
