@@ -48,6 +48,16 @@ def test_a_likelihood_of_several_steps_costs_what_it_says_and_comes_back(config,
     assert sizes.stream == pytest.approx(nats / math.log(2) / 8, rel=2e-4, abs=8)
 
 
+def test_a_codebook_of_one_code_costs_nothing(config, tmp_path, photographs):
+    config["model"]["quantizer"] |= {"codebook_size": 1, "num_codebooks": 1}
+    run = make_run(config, pixel_model=Context(units=8))
+    _, sizes = compress.compress(run, [str(tmp_path / "in")], lossy=True)
+    assert sizes.stream == 0
+    data, _ = compress.compress(run, [str(tmp_path / "in")])
+    compress.decompress(run, data, tmp_path / "out")
+    assert_same(read(tmp_path / "out"), photographs)
+
+
 @pytest.mark.slow
 def test_what_one_process_wrote_another_reads(config, tmp_path, photographs):
     """With the optimisations that users have, and a likelihood that looks at earlier pixels."""

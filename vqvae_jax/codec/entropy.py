@@ -18,6 +18,11 @@ LEAST = np.float32(2**-24)  # what every symbol gets besides its probability
 SLACK = 1.01
 
 
+def _is_news(probabilities: np.ndarray) -> bool:
+    """Tell whether there is anything to code: a symbol that is the only one takes no bits."""
+    return len(probabilities) > 0 and probabilities.shape[-1] > 1
+
+
 class Encoder:
     """Collects symbols; `finish` gives the bytes."""
 
@@ -28,7 +33,7 @@ class Encoder:
 
     def code(self, probabilities: np.ndarray, symbols: np.ndarray) -> np.ndarray:
         """Add integers [n], each with its probabilities float32 [n,size]; give them back."""
-        if len(symbols):
+        if _is_news(probabilities):
             rows = np.ascontiguousarray(probabilities, np.float32)
             self._coder.encode(np.ascontiguousarray(symbols, np.int32), _MODEL, rows)
         return symbols
@@ -51,8 +56,8 @@ class Decoder:
 
     def code(self, probabilities: np.ndarray, symbols: object = None) -> np.ndarray:
         """Give the next integers int32 [n], from the probabilities float32 [n,size] with which they were put."""
-        if not len(probabilities):
-            return np.zeros(0, np.int32)
+        if not _is_news(probabilities):
+            return np.zeros(len(probabilities), np.int32)
         rows = np.ascontiguousarray(probabilities, np.float32)
         try:
             found = self._coder.decode(_MODEL, rows)
