@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from vqvae_jax.evaluation import metrics, plots
+from vqvae_jax.models.trunk import Family
 from vqvae_jax.run import Run
 
 MOST = 1024  # codes of a codebook whose distances are looked at, those in most use
@@ -33,7 +35,8 @@ def look(run: Run) -> Health | None:
         return None
     counts = np.asarray(run.variables["fitted"]["code_counts"], np.float64).sum(axis=(0, 1))
     order = [np.argsort(-count, kind="stable")[: np.count_nonzero(count)] for count in counts]
-    nearest = [_nearest(run, order, group) for group in range(len(order))]
+    variables = jax.tree.map(np.asarray, run.variables)  # each of several processes looks by itself
+    nearest = [_nearest(run.model, variables, order, group) for group in range(len(order))]
     codes = _with_one(order, 0, order[0][:PAINTED])
     fields = np.broadcast_to(codes, (len(codes), SHOWN + 2, SHOWN + 2, codes.shape[-1]))
     factor = run.model.trunk.factor  # of a position, which surrounds what is shown
@@ -48,8 +51,8 @@ def _with_one(order: list[np.ndarray], group: int, codes: np.ndarray) -> np.ndar
     return positions
 
 
-def _nearest(run: Run, order: list[np.ndarray], group: int) -> np.ndarray:
-    vectors = run.model.vectors(run.variables, _with_one(order, group, order[group][:MOST]))
+def _nearest(model: Family, variables, order: list[np.ndarray], group: int) -> np.ndarray:
+    vectors = model.vectors(variables, _with_one(order, group, order[group][:MOST]))
     vectors = np.asarray(vectors, np.float64).reshape(len(order[group][:MOST]), -1)
     squares = np.sum(vectors**2, axis=1)
     distances = squares[:, None] + squares[None] - 2 * vectors @ vectors.T
