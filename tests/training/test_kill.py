@@ -16,7 +16,7 @@ from vqvae_jax.training.record import read_record
 ROOT = Path(__file__).parents[2]
 KILLS = 3
 OPTIONS = ["--config.model.hidden=8", "--config.data.batch_size=8", "--config.train.num_steps=400"]
-OPTIONS += ["--config.model.likelihood=logistic", "--config.optimizer.name=adam"]
+OPTIONS += ["--config.model.likelihood=logistic", "--config.optimizer.name=adam", "--config.optimizer.warmup_steps=50"]
 OPTIONS += ["--config.train.checkpoint_every=20", "--config.train.eval_every=40", "--config.train.log_every=1"]
 
 

@@ -24,7 +24,7 @@ from vqvae_jax.training.record import read_record
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--config.model.hidden=6", "--config.model.residual_units=4", "--config.data.batch_size=8"]
 OPTIONS += ["--config.train.num_steps=16", "--config.train.log_every=1", "--config.train.eval_every=8"]
-OPTIONS += ["--config.model.likelihood=logistic", "--config.optimizer.name=adam"]
+OPTIONS += ["--config.model.likelihood=logistic", "--config.optimizer.name=adam", "--config.optimizer.warmup_steps=50"]
 OPTIONS += ["--config.train.checkpoint_every=2", "--config.optimizer.learning_rate=1e-3"]
 OPTIONS += ["--config.prior.batch_size=8", "--config.prior.num_steps=12", "--config.prior.log_every=1"]
 OPTIONS += ["--config.prior.eval_every=2", "--config.prior.features=4", "--config.prior.layers=1"]
