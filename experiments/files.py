@@ -22,7 +22,6 @@ from experiments.provenance import report
 from experiments.rate_distortion import LOSSLESS, timed
 from vqvae_jax.codec import compress
 from vqvae_jax.data import image_files
-from vqvae_jax.evaluation.evaluate import file_bits
 from vqvae_jax.run import Run, load
 
 
@@ -30,7 +29,7 @@ def other_codecs(images: list[np.ndarray]) -> dict[str, float]:
     """Give bits/dim of all images together under the codecs that are installed."""
     installed, total = Image.registered_extensions().values(), sum(image.size for image in images)
     return {
-        name: sum(file_bits(image[None], kind, **options) * image.size for image in images) / total
+        name: sum(8 * len(image_files.encode(image, kind, **options)) for image in images) / total
         for name, (kind, options) in LOSSLESS.items()
         if kind in installed
     }
