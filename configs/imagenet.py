@@ -39,7 +39,7 @@ def _small(config):
 
 def _context(config):
     _small(config)
-    # A pixel sees 3 pixels far, so patches of 32 pixels teach as much as whole images, and a step costs 1/16.
+    # A pixel sees 3 pixels far, so most pixels of a patch of 32 have all their neighbours, and a step costs 1/16.
     config.data.update(patch_size=32, crop_scale=(0.5, 0.8))
     config.model.update(likelihood="context", hidden=64, downsamplings=3)
     config.model.context.units = 192

@@ -128,8 +128,8 @@ def draw(path: Path, results: list[dict]) -> None:
         points = [(p["minutes"], p["bits_per_dim"]) for p in result["curve"] if p["minutes"] is not None]
         label = {"none": "no codes"}.get(result["name"], result["name"])
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=f"{label}: {best(result)['bits_per_dim']:.3f}")
-    axes.set(xlabel="minutes of training", ylabel="bits/dim on validation images")
-    axes.legend(title="at the end, learned prior", framealpha=1, edgecolor="none")
+    axes.set(xlabel="minutes of training", ylabel="bits/dim on validation images, codes counted")
+    axes.legend(title="at the end, test images, learned prior", framealpha=1, edgecolor="none")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -36,13 +36,16 @@ def train(*, config: dict, workdir: Place, data_dir: str | None = None, resume: 
     print(f"run folder: {workdir}   device: {jax.devices()[0].device_kind} x {jax.device_count()}", flush=True)
     run = loop.train(config, workdir, resume=resume == "auto")
     figures, name, step = workdir / "figures", run.meta["config"]["data"]["name"], run.meta["step"]
-    result = report(run, workdir, registry.build_source(run.meta["config"]["data"], "test"))
+    result, record = (
+        report(run, workdir, registry.build_source(run.meta["config"]["data"], "test")),
+        read_record(workdir),
+    )
     print_advice(result, run.meta["config"]["model"].get("quantizer", {}).get("name", ""))
     if health := codebook.look(run):
         print(f"codes:       {codebook.summary(health)}")
-        codebook.draw(figures / "codebook.png", health, read_record(workdir), f"{name}, {step} steps")
+        codebook.draw(figures / "codebook.png", health, record, f"{name}, {step} steps")
     _save_pairs(run, figures / "reconstructions.png", _chosen(run, (), "test", 2 * COLUMNS)[0])
-    plots.save_curves(figures / "curves.png", read_record(workdir), f"{name}, {step} steps")
+    plots.save_curves(figures / "curves.png", record, f"{name}, {step} steps")
     if run.learned:
         title = f"{run.learned.name} prior over the codes of {name}"
         plots.save_curves(figures / "prior_curves.png", read_record(workdir / "prior"), title)
