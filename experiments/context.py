@@ -118,6 +118,8 @@ def headline(out: Path) -> dict:
             about = {key: row[key] for key in ("bits_per_dim", "rate", "distortion")} | {"minutes": result["minutes"]}
             entry = found.setdefault(table, {})
             entry |= {"without_codes": about} if without else about
+    if (kodak := out.parent / "files" / "kodak.json").is_file():  # by experiments.files, whole files
+        found["kodak"] = {"without_codes": {"bits_per_dim": json.loads(kodak.read_text())["bits_per_dim"]}}
     return found
 
 
