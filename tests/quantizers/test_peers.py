@@ -1,4 +1,7 @@
-"""Values, indices, gradients and twenty steps of state equal those of vector-quantize-pytorch (make_peers.py)."""
+"""Values, indices, gradients and twenty steps of state equal those of other libraries.
+
+These are vector-quantize-pytorch (make_peers.py) and, last, dm-haiku (make_haiku.py).
+"""
 
 import json
 from pathlib import Path
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vqvae_jax.evaluation import metrics
 from vqvae_jax.quantizers import (
     FiniteScalarQuantizer,
     GradientVectorQuantizer,
@@ -20,15 +24,17 @@ from vqvae_jax.quantizers import (
     starts,
 )
 from vqvae_jax.quantizers.ema import Ema
+from vqvae_jax.quantizers.nearest import count_codes
 
 PEERS = json.loads((Path(__file__).parent / "peers.json").read_text())
+HAIKU = json.loads((Path(__file__).parent / "haiku.json").read_text())
 KEY = jax.random.key(0)
 MOVING = {"commitment_cost": 1.0, "ema_decay": 0.8, "ema_epsilon": 1e-5, "revival_threshold": 0.0}
 
 
-def numbers(case):
+def numbers(case, peers=PEERS):
     """What the peer has found, as arrays of the dtypes of JAX."""
-    arrays = {key: np.asarray(value) for key, value in PEERS[case].items()}
+    arrays = {key: np.asarray(value) for key, value in peers[case].items()}
     return {key: a.astype(np.int32 if a.dtype.kind == "i" else np.float32) for key, a in arrays.items()}
 
 
@@ -188,3 +194,35 @@ def test_the_gradient_of_a_rotation():
     np.testing.assert_array_equal(moved, peer["z_q"])
     close(to_z_e, peer["to_z_e"])
     np.testing.assert_array_equal(to_z_q, 0)
+
+
+def test_moving_averages_of_haiku():
+    """Its averages start at 0 and are corrected for that, which their quotient, the codebook, does not depend on."""
+    peer = numbers("ema", HAIKU)
+    quantizer = VectorQuantizer(7, 1, 4, commitment_cost=0.25, ema_decay=0.8, ema_epsilon=1e-7, revival_threshold=0.0)
+    state = Ema(peer["first_count"][None], peer["first_total"][None])
+    variables = {"params": {}, "state": state}
+    close(quantizer.codebook(variables)[0], peer["first_codebook"])
+    first, (_, to_z_e) = quantize(quantizer, variables, peer["z_e"][0], peer["upstream"])
+    close(first.z_q, peer["z_q"])
+    close(to_z_e, peer["to_z_e"])
+    state, (indices, commitment) = moved(quantizer, state, peer["z_e"])
+    np.testing.assert_array_equal(indices[..., 0], peer["indices"])
+    close(0.25 * commitment, peer["loss"])
+    close(metrics.perplexity(jax.vmap(lambda i: count_codes(i, 7)[0])(indices)), peer["perplexity"])
+    close(state.count[0], peer["last_count"])
+    close(state.total[0], peer["last_total"])
+    close(quantizer.codebook({"params": {}, "state": state})[0], peer["last_codebook"])
+
+
+def test_a_codebook_by_gradient_of_haiku():
+    peer = numbers("gradient", HAIKU)
+    quantizer = GradientVectorQuantizer(7, 1, 4, commitment_cost=0.25)
+    variables = {"params": {"codebook": peer["codebook"][None]}, "state": ()}
+    quantized, (to_params, to_z_e) = quantize(quantizer, variables, peer["z_e"], peer["upstream"])
+    np.testing.assert_array_equal(quantized.indices[:, 0], peer["indices"])
+    close(quantized.z_q, peer["z_q"])
+    close(sum(weight * quantized.losses[name] for name, weight in quantizer.loss_weights.items()), peer["loss"])
+    close(metrics.perplexity(count_codes(quantized.indices, 7))[0], peer["perplexity"])
+    close(to_z_e, peer["to_z_e"])
+    close(to_params["codebook"][0], peer["to_codebook"])
