@@ -5,7 +5,8 @@
 
 Each row is the program with `configs/families.py`, a quantizer of 2^9 or 2^12 values a position, and a short PixelCNN.
 What is finished is not done again, what was stopped goes on. Writes a file for each row and seed, and a figure of all
-that are there, to `--out`. Each run is measured on the test split, once.
+that are there, to `--out`. Each run is measured on the test split, once. What a step costs:
+`experiments.benchmarks.quantizer_steps`.
 """
 
 from vqvae_jax.start import with_huge_pages
@@ -21,18 +22,14 @@ from pathlib import Path
 
 import jax
 import matplotlib
-import numpy as np
 
 from configs import default, families
-from experiments.benchmarks.step_cases import memory_mb
 from experiments.provenance import provenance
 from experiments.reproduce import rows_of, setting
 from vqvae_jax import commands, registry
 from vqvae_jax.errors import InputError
 from vqvae_jax.training import loop
-from vqvae_jax.training.image_stage import ImageStage
 from vqvae_jax.training.record import read_record, write_json
-from vqvae_jax.training.step import init_state, make_train_step
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -83,20 +80,9 @@ def value_of(text: str):
         return text
 
 
-def memory_of_step(config: dict) -> int:
-    """Give the memory that XLA plans for the training step, in MB."""
-    source, validation = (registry.build_source(config["data"], split) for split in ("train", "validation"))
-    stage = ImageStage(config, source, validation)
-    batch = next(stage.batches(range(1)))
-    what = stage.model, stage.optimizer, config["seed"]
-    state = jax.eval_shape(lambda images: init_state(*what, images), batch["image"])
-    return memory_mb(make_train_step(*what).lower(state, batch).compile())
-
-
 def result_of(name: str, config: dict, workdir: Path, command: str) -> dict:
-    """Gather what is known of a finished run: its rows for every prior, its curve, and what a step costs."""
+    """Gather what is known of a finished run: its rows for every prior, and its curve."""
     rows, record = rows_of(name, workdir, command, None), read_record(workdir)
-    speeds = [line["images_per_second"] for line in record if "images_per_second" in line]
     kept = ("codebook_usage", "perplexity", "bits_per_dim")
     curve = [
         {"step": line["step"]} | {key: line[f"eval/{key}"] for key in kept if f"eval/{key}" in line}
@@ -106,8 +92,6 @@ def result_of(name: str, config: dict, workdir: Path, command: str) -> dict:
     return {
         "name": name,
         "seed": config["seed"],
-        "milliseconds_per_step": 1000 * config["data"]["batch_size"] / float(np.median(speeds)),
-        "step_memory_mb": memory_of_step(config),
         "priors": rows,
         "curve": curve,
     }

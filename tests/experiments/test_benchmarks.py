@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import accelerator, nearest, train_step
+from experiments.benchmarks import accelerator, nearest, quantizer_steps, train_step
 from experiments.benchmarks.step_cases import CASES
 from vqvae_jax.models.trunk import Trunk
 
@@ -80,6 +80,17 @@ def test_the_nearest_code_is_timed_in_its_smallest_form(monkeypatch, capsys):
         np.testing.assert_allclose(figures["full_over_ours"], figures["full_ms"] / figures["ours_ms"])
     # Scores of 128 positions and 1,024 codes at a time, the codebook, and the vectors.
     assert 1 <= result["nearest"]["many_memory_mb"] <= 3
+
+
+def test_steps_of_quantizers_are_timed_in_their_smallest_form(monkeypatch, capsys):
+    config_of = quantizer_steps.config_of
+    small = {"model.hidden": "8", "model.residual_units": "8", "data.batch_size": "2"}
+    monkeypatch.setattr(quantizer_steps, "config_of", lambda *given: config_of(*given[:-1], small))
+    called(quantizer_steps, monkeypatch, "--rounds=1", "--rows", "finite_scalar_9", "vector_ema_12")
+    first, second = last_line(capsys)["rows"]
+    assert (first["name"], second["name"], first["over_first"]) == ("finite_scalar_9", "vector_ema_12", 1)
+    np.testing.assert_allclose(second["over_first"], second["ms"] / first["ms"])
+    assert 0 < first["planned_mb"] < second["planned_mb"]  # which has a codebook of 4,096 codes
 
 
 def test_the_full_matrix_finds_what_ours_does():

@@ -43,8 +43,6 @@ def test_a_row_is_what_evaluation_found_and_is_not_done_again(tmp_path, photo_di
     learned = compare_quantizers.learned(result)
     assert learned["bits_per_dim"] == found["bits_per_dim"]
     assert learned["rate"] + learned["distortion"] == pytest.approx(learned["bits_per_dim"])
-    assert result["milliseconds_per_step"] > 0
-    assert result["step_memory_mb"] > 0
     assert [point["step"] for point in result["curve"]] == [1, 2, 3, 4, 5, 6]
     assert all(0 < point["codebook_usage"] <= 1 for point in result["curve"])
     assert str(photo_dir) not in json.dumps(result)
