@@ -11,7 +11,7 @@ from configs import default, quickstart
 VECTORS = {"num_codebooks": 4, "embedding_dim": 4, "commitment_cost": 1.0}
 SIZES = {
     "finite_scalar": {"levels": (8,) * 9},  # three codes of 2^9
-    "lookup_free": {"bits": 20},  # two codes of 2^10
+    "lookup_free": {"bits": 30},  # three codes of 2^10
     "residual": {"codebook_size": 128, "num_codebooks": 4, "embedding_dim": 16, "commitment_cost": 1.0},
     "vector_ema": VECTORS,
     "vector_gradient": VECTORS,

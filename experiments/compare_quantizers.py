@@ -99,7 +99,7 @@ def result_of(name: str, config: dict, workdir: Path, command: str) -> dict:
 
 def read_results(out: Path) -> list[dict]:
     """Read the results that are there, in the order of ROWS."""
-    found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*_seed*.json"))]
     return sorted(found, key=lambda result: list(ROWS).index(result["name"]))
 
 
@@ -111,10 +111,12 @@ def learned(result: dict) -> dict:
 def draw(path: Path, results: list[dict]) -> None:
     """Draw distortion against rate, and the share of codes in use over the steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    labelled = set()
     for result in results:
         number, row = list(ROWS).index(result["name"]), learned(result)
         style = {"color": f"C{number % 10}", "marker": "os"[number // 10]}
-        label = f"{result['name']}: {row['bits_per_dim']:.3f}" if result["seed"] == 0 else None
+        label = f"{result['name']}: {row['bits_per_dim']:.3f}" if result["name"] not in labelled else None
+        labelled.add(result["name"])
         left.plot(row["rate"], row["distortion"], linestyle="", label=label, **style)
         points = [(point["step"], point["codebook_usage"]) for point in result["curve"]]
         right.plot(*zip(*points, strict=True), lw=1.2, markersize=3, **style)
@@ -139,6 +141,8 @@ def train(name: str, seed: int, arguments) -> None:
     with loop.claimed(config, workdir, resume=True):  # refuses a run of another config, also a finished one
         pass
     if path.is_file():
+        if json.loads(path.read_text())["priors"][0]["steps"] != arguments.steps:
+            raise InputError(f"{path} is of another number of steps: name another --out")
         return
     if not (workdir / "evaluation.json").is_file():
         commands.train(config=config, workdir=workdir)

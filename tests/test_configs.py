@@ -67,17 +67,20 @@ def codes_of(model):
     return model.get("quantizer", model)
 
 
-WITH_PRIOR = [c for c in CASES if get(*c)["prior"]["name"] != "none" and "num_codebooks" in codes_of(get(*c)["model"])]
+def takes_prior(config):
+    return config["prior"]["name"] != "none" and codes_of(config["model"]).keys() & {"name", "num_codebooks"}
+
+
+WITH_PRIOR = [case for case in CASES if takes_prior(get(*case))]
 
 
 @pytest.mark.parametrize(("name", "variant"), WITH_PRIOR)
 def test_the_prior_builds_for_the_codes_of_the_model(name, variant):
     config = get(name, variant)
     height, width, _ = SHAPES.get(config["data"]["name"], (32, 32, 3))
-    factor, section = 2 ** config["model"]["downsamplings"], codes_of(config["model"])
-    groups, size = section["num_codebooks"], section["codebook_size"]
-    field = (height // factor, width // factor, groups)
-    prior = registry.build_prior(config["prior"], field, (size,) * groups, 10)
+    model = registry.build_model(config["model"], (height, width, 3))
+    field = (*model.trunk.grid(height, width), len(model.codebook_sizes))
+    prior = registry.build_prior(config["prior"], field, model.codebook_sizes, 10)
 
     def log_prob(codes, label):
         variables = prior.init(jax.random.key(0), {"codes": codes, "label": label})

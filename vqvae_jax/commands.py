@@ -14,7 +14,7 @@ from vqvae_jax.data.splits import Source
 from vqvae_jax.errors import InputError, is_out_of_space
 from vqvae_jax.evaluation import codebook, plots
 from vqvae_jax.evaluation.evaluate import CODECS, CODED, Measured, file_bits, measure, other_bounds, summarise
-from vqvae_jax.evaluation.tables import print_advice, print_table
+from vqvae_jax.evaluation.tables import print_table
 from vqvae_jax.priors.ancestral import Options
 from vqvae_jax.run import Run, load
 from vqvae_jax.training import loop
@@ -36,13 +36,12 @@ def train(*, config: dict, workdir: Place, data_dir: str | None = None, resume: 
     print(f"run folder: {workdir}   device: {jax.devices()[0].device_kind} x {jax.device_count()}", flush=True)
     run = loop.train(config, workdir, resume=resume == "auto")
     figures, name, step = workdir / "figures", run.meta["config"]["data"]["name"], run.meta["step"]
-    result, record = (
-        report(run, workdir, registry.build_source(run.meta["config"]["data"], "test")),
-        read_record(workdir),
-    )
-    print_advice(result, run.meta["config"]["model"].get("quantizer", {}).get("name", ""))
+    report(run, workdir, registry.build_source(run.meta["config"]["data"], "test"))
+    record = read_record(workdir)
     if health := codebook.look(run):
         print(f"codes:       {codebook.summary(health)}")
+        if advice := codebook.advice(health, run.model.advice):
+            print(f"advice:      {advice}")
         codebook.draw(figures / "codebook.png", health, record, f"{name}, {step} steps")
     _save_pairs(run, figures / "reconstructions.png", _chosen(run, (), "test", 2 * COLUMNS)[0])
     plots.save_curves(figures / "curves.png", record, f"{name}, {step} steps")

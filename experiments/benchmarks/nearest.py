@@ -2,10 +2,11 @@
 
     python -m experiments.benchmarks.nearest [--out=FILE]
 
-N positions of D = 64 and K = 16,384 codes, float32. With the full matrix: all squared distances and their argmin, and
-sums as a product with one-hot rows. Both at N = 16,384, where the matrix takes 1 GiB, in turns; ours alone at
-N = 131,072, with the memory that XLA plans, arguments and results included. The last line is one JSON object, and the
-exit status is 1 if ours is slower or that memory reaches 1 GB.
+N positions of D = 64 and K = 16,384 codes, float32. With the full matrix: all squared distances at once and their
+argmin, or two minima, which XLA finds sooner on a CPU; the faster of both counts. And sums as a product with one-hot
+rows. All at N = 16,384, where the matrix takes 1 GiB, in turns; ours alone at N = 131,072, with the memory that XLA
+plans, arguments and results included. The last line is one JSON object, and the exit status is 1 if ours is slower or
+that memory reaches 1 GB.
 """
 
 from vqvae_jax.start import with_huge_pages
@@ -31,9 +32,16 @@ SMALL, LARGE, DEPTH = 16_384, 131_072, 64
 GOAL_MB = 1000
 
 
-def full_nearest(z_e, codebook):
+def full_argmin(z_e, codebook):
     """Compare all distances at once."""
     return jnp.argmin(squared_distances(z_e, codebook), axis=-1).astype(jnp.int32)
+
+
+def full_minima(z_e, codebook):
+    """Compare all distances at once, by the least one and the first code that has it."""
+    distances = jax.lax.optimization_barrier(squared_distances(z_e, codebook))
+    least, numbers = jnp.min(distances, axis=-1, keepdims=True), jnp.arange(distances.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(distances == least, numbers, len(numbers)), axis=-1)
 
 
 def full_sums(z_e, indices, size):
@@ -63,20 +71,22 @@ def main() -> int:
     indices = jax.random.randint(jax.random.key(2), (many, 1), 0, size)
     sums = jax.jit(sum_by_code, static_argnums=2)
     cases = {
-        "nearest": (jax.jit(nearest_code), jax.jit(full_nearest), (z_e[:few], codebook)),
-        "sums": (sums, jax.jit(full_sums, static_argnums=2), (z_e[:few], indices[:few], size)),
+        "nearest": (jax.jit(nearest_code), (jax.jit(full_argmin), jax.jit(full_minima)), (z_e[:few], codebook)),
+        "sums": (sums, (jax.jit(full_sums, static_argnums=2),), (z_e[:few], indices[:few], size)),
     }
     result = {"benchmark": "nearest", "codes": size, "dim": DEPTH, "positions": few, "many_positions": many}
     for name, (ours, full, inputs) in cases.items():
-        times = {"ours": [], "full": []}
+        programs = {"ours": ours} | {function.__name__: function for function in full}
+        times = {which: [] for which in programs}
         for n in tqdm(range(arguments.rounds + 1), name):
-            for which, function in (("ours", ours), ("full", full)):
+            for which, function in programs.items():
                 seconds = timed(function, *inputs)
                 if n:  # the first one compiles
                     times[which].append(seconds)
         median = {which: statistics.median(values) for which, values in times.items()}
         result[name] = {f"{which}_ms": 1000 * value for which, value in median.items()}
-        result[name]["full_over_ours"] = median["full"] / median["ours"]
+        fastest = min(value for which, value in median.items() if which != "ours")
+        result[name]["full_over_ours"] = fastest / median["ours"]
     whole = {"nearest": (z_e, codebook), "sums": (z_e, indices, size)}
     for name, (ours, _, _) in cases.items():
         result[name]["many_memory_mb"] = memory_mb(ours.lower(*whole[name]).compile())

@@ -1,6 +1,7 @@
 """The health of a codebook against brute force, and its figure."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import default
 from vqvae_jax import registry
 from vqvae_jax.evaluation import codebook
 from vqvae_jax.run import Run
@@ -56,7 +58,7 @@ def test_codebooks_of_different_sizes_are_counted_to_their_own(run, tmp_path):
     counts = np.zeros((1, 1, len(sizes), max(sizes)))
     counts[..., 0] = 7
     health = codebook.look(run("finite_scalar", counts))
-    assert codebook.summary(health) == f"{len(sizes)} of {sum(sizes):,} in use, perplexity 1.0 of {max(sizes):,}"
+    assert codebook.summary(health) == f"{len(sizes)} of {sum(sizes):,} in use, perplexity 1.0 of {np.mean(sizes):.0f}"
     codebook.draw(tmp_path / "codebook.png", health, [], "one code")
     assert Image.open(tmp_path / "codebook.png").size == (1680, 432)
 
@@ -78,3 +80,22 @@ def test_there_is_nothing_to_say_before_codes_are_counted(run):
     made = run("vector_ema", COUNTS[None, None])
     made.variables["fitted"].clear()
     assert codebook.look(made) is None
+
+
+def test_few_codes_in_use_are_answered_with_the_options_to_change():
+    counts = np.zeros((2, 10))
+    counts[0], counts[1, :2] = 1, 5  # the second codebook uses two codes of ten, both together twelve of twenty
+    health = codebook.Health(counts, (10, 10), np.zeros(0), np.zeros(0))
+    said = codebook.advice(health, "do this")
+    assert said == "20.0 % of the codes of codebook 2 are in use: in model.quantizer, do this"
+    assert codebook.advice(health, "") is None
+    assert codebook.advice(health._replace(sizes=(10, 6)), "do this") is None
+    one = codebook.Health(counts[1:], (10,), np.zeros(0), np.zeros(0))
+    assert codebook.advice(one, "do this").startswith("20.0 % of the codes are in use: ")
+
+
+@pytest.mark.parametrize("name", registry.QUANTIZERS)
+def test_advice_names_options_that_the_quantizer_has(name):
+    words = set(re.findall(r"[a-z]+_[a-z_]+", registry.QUANTIZERS[name].advice)) - registry.QUANTIZERS.keys()
+    assert words <= default.QUANTIZERS[name].keys()
+    assert registry.QUANTIZERS[name].advice

@@ -2,10 +2,7 @@
 
 import pytest
 
-from configs import default
-from vqvae_jax.evaluation import tables
 from vqvae_jax.evaluation.tables import print_table
-from vqvae_jax.registry import QUANTIZERS
 
 RESULT = {
     "bits_per_dim": 3.5,
@@ -82,16 +79,3 @@ def test_other_codecs_stand_beside_the_bound(printed):
     assert "bits/dim of PNG, a file an image │ 5.500" in printed(codecs=codecs)
     out = printed(codecs=codecs, num_images=5000, num_images_in_split=5000)
     assert "bits/dim of lossless WebP, a file an image, first 1,000 images │ 4.500" in out
-
-
-def test_few_codes_in_use_are_answered_with_the_options_to_change(capsys):
-    assert tables.CHANGES.keys() == QUANTIZERS.keys()
-    for name, options in default.QUANTIZERS.items():
-        tables.print_advice({"codebook_usage": 0.09}, name)
-        said = capsys.readouterr().out
-        assert said.startswith("advice:      9.0 % of the codes are in use: in model.quantizer, ")
-        assert any(option in said for option in options)
-    for result in ({"codebook_usage": 0.1}, {}):
-        tables.print_advice(result, "vector_ema")
-    tables.print_advice({"codebook_usage": 0.0}, "")
-    assert not capsys.readouterr().out

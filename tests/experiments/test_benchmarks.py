@@ -77,7 +77,8 @@ def test_the_nearest_code_is_timed_in_its_smallest_form(monkeypatch, capsys):
     result = last_line(capsys)
     for case in ("nearest", "sums"):
         figures = result[case]
-        np.testing.assert_allclose(figures["full_over_ours"], figures["full_ms"] / figures["ours_ms"])
+        fastest = min(value for key, value in figures.items() if key.startswith("full_") and key.endswith("_ms"))
+        np.testing.assert_allclose(figures["full_over_ours"], fastest / figures["ours_ms"])
     # Scores of 128 positions and 1,024 codes at a time, the codebook, and the vectors.
     assert 1 <= result["nearest"]["many_memory_mb"] <= 3
 
@@ -97,7 +98,8 @@ def test_the_full_matrix_finds_what_ours_does():
     random = np.random.default_rng(0)
     z_e, codes = random.normal(size=(50, 1, 4)).astype(np.float32), random.normal(size=(1, 9, 4)).astype(np.float32)
     found = nearest.nearest_code(z_e, codes)
-    np.testing.assert_array_equal(nearest.full_nearest(z_e, codes), found)
+    np.testing.assert_array_equal(nearest.full_argmin(z_e, codes), found)
+    np.testing.assert_array_equal(nearest.full_minima(z_e, codes), found)
     np.testing.assert_allclose(nearest.full_sums(z_e, found, 9), nearest.sum_by_code(z_e, found, 9), rtol=1e-5)
 
 

@@ -10,13 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
-from vqvae_jax.registry import QUANTIZERS
+from test_quantizer import CASES
 from vqvae_jax.training import sharding
 
-codes = {"codebook_size": 6, "num_codebooks": 2, "embedding_dim": 3}
-small = {"finite_scalar": {"levels": (4, 5, 3)}, "lookup_free": {"bits": 5}}
-for name, quantizer in QUANTIZERS.items():
-    quantizer = quantizer(**small.get(name, codes))
+for name, quantizer in CASES.items():
     z_e = np.random.default_rng(0).normal(size=(16, 3, quantizer.dim)).astype(np.float32)
 
     @jax.jit
@@ -25,7 +22,7 @@ for name, quantizer in QUANTIZERS.items():
         params, state = quantizer.init(key, z_e)
 
         def loss(params, z_e):
-            z_q, indices, losses = quantizer({"params": params, "state": state}, z_e)
+            z_q, indices, losses = quantizer({"params": params, "state": state}, z_e, key)
             return jnp.sum(z_q**3) + sum(losses.values()), (z_q, indices)
 
         gradients, (z_q, indices) = jax.grad(loss, (0, 1), has_aux=True)(params, z_e)
@@ -40,7 +37,11 @@ print(jax.device_count())
 
 @pytest.mark.slow
 def test_eight_devices_equal_one():
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["8"]

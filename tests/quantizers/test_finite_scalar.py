@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vqvae_jax.errors import InputError
 from vqvae_jax.quantizers import FiniteScalarQuantizer, LookupFreeQuantizer
 from vqvae_jax.quantizers.joint_index import LARGEST, join_digits, split_indices, split_levels
 
@@ -64,6 +65,12 @@ def test_the_joint_index_is_that_of_numpy_both_ways():
     indices = join_digits(digits, (levels,))
     np.testing.assert_array_equal(indices[:, 0], np.ravel_multi_index(digits.T, levels, order="F"))
     np.testing.assert_array_equal(split_indices(indices, (levels,)), digits)
+
+
+def test_levels_are_whole_numbers_in_any_sequence():
+    assert FiniteScalarQuantizer([8, 5]) == FiniteScalarQuantizer((8, 5))
+    with pytest.raises(InputError, match=r"quantizer.levels is \(8.5, 5\): give whole numbers"):
+        FiniteScalarQuantizer((8.5, 5))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ CASES = {
     "finite_scalar": FiniteScalarQuantizer(levels=(4, 3, 5, 3, 3, 3)),
     "lookup_free": LookupFreeQuantizer(bits=6),
     "residual": ResidualQuantizer(codebook_size=5, num_codebooks=2, embedding_dim=6),
-    "residual, shared": ResidualQuantizer(codebook_size=5, num_codebooks=3, embedding_dim=6, shared=True),
+    "residual, shared": ResidualQuantizer(
+        codebook_size=5, num_codebooks=3, embedding_dim=6, shared=True, quantizer_dropout=0.5
+    ),
     "vector_ema": VectorQuantizer(**SMALL),
     "vector_ema, cosine": VectorQuantizer(**SMALL, distance="cosine", estimator="rotation", start="kmeans"),
     "vector_gradient": GradientVectorQuantizer(**SMALL),
@@ -173,6 +175,19 @@ def test_low_precision_comes_in_and_float32_goes_out(case, dtype):
     assert_trees_equal(got, expected)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_float32_stays_where_float64_is_the_default(case):
+    with jax.enable_x64(True):
+        z_e = np.random.default_rng(0).normal(size=(64, 6))
+        quantizer, variables = make(case, jnp.asarray(z_e))
+        quantized = jax.jit(quantizer)(variables, z_e)
+        new = jax.jit(quantizer.next_state)(variables, z_e, quantized.indices, KEY)
+        looked_up = jax.jit(quantizer.look_up)(variables, quantized.indices)
+        found = jax.tree.leaves((variables, quantized.z_q, quantized.losses, new, looked_up))
+        assert {leaf.dtype for leaf in found} == {jnp.dtype(jnp.float32)}
+        assert quantized.indices.dtype == jnp.int32
+
+
 @pytest.mark.parametrize("case", WITH_DISTANCES)
 def test_distances_equal_brute_force_and_are_least_at_the_chosen_code(case):
     z_e = random((3, 4, 6))
@@ -261,7 +276,8 @@ RANGES = [
 OF_EMA = [
     ({"ema_decay": -0.1}, "quantizer.ema_decay is -0.1: it must be at least 0"),
     ({"ema_decay": 1.0}, "quantizer.ema_decay is 1.0: it must be below 1"),
-    ({"ema_epsilon": -1.0}, "quantizer.ema_epsilon is -1.0: it must be at least 0"),
+    ({"ema_epsilon": 0.0}, "quantizer.ema_epsilon is 0.0: it must be above 0, as the count of a code may be 0"),
+    ({"ema_epsilon": math.nan}, "quantizer.ema_epsilon is nan: it must be above 0"),
     ({"revival_threshold": 0.1}, r"quantizer.revival_threshold is 0.1: it must be 0 \(never\) to below 0.1"),
     ({"revival_threshold": -0.01}, "quantizer.revival_threshold is -0.01: it must be 0"),
     ({"revival_threshold": math.nan}, "quantizer.revival_threshold is nan: it must be 0"),

@@ -7,6 +7,7 @@ import pytest
 
 from vqvae_jax.quantizers import ResidualQuantizer
 from vqvae_jax.quantizers.ema import Ema
+from vqvae_jax.quantizers.estimators import ESTIMATORS
 
 G, K, D = 3, 5, 2
 KEY = jax.random.key(0)
@@ -80,6 +81,16 @@ def test_dropout_leaves_some_examples_with_their_first_codes_in_training_alone()
     np.testing.assert_array_equal(is_prefix.sum(axis=0), 1)
     # 60 % have 1, 2 or 3 codes with the same probability.
     np.testing.assert_allclose(is_prefix.mean(axis=1), [0.2, 0.2, 0.6], atol=0.04)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_estimator_is_that_of_the_sum_of_all_stages(estimator):
+    quantizer, z_e = ResidualQuantizer(K, G, D, estimator=estimator), random(20, D)
+    variables, upstream = variables_of(random(G, K, D, seed=1)), random(20, D, seed=2)
+    z_q = quantizer(variables, z_e).z_q
+    got = jax.jit(jax.grad(lambda z_e: jnp.sum(quantizer(variables, z_e).z_q * upstream)))(z_e)
+    expected = jax.jit(jax.grad(lambda z_e: jnp.sum(ESTIMATORS[estimator](z_e, z_q) * upstream)))(z_e)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_no_dropout_without_the_option():

@@ -36,9 +36,20 @@ def test_nearest_code_equals_brute_force(monkeypatch, shape, K, at_once):
 @pytest.mark.parametrize("at_once", [1024, 3, 2, 1])
 def test_nearest_code_gives_ties_to_the_lowest_index(monkeypatch, at_once):
     monkeypatch.setattr(nearest, "CODES_AT_ONCE", at_once)
-    # Small integers, so that every distance is exact: 0 is between codes 1, 2 and 4; 5 is exactly at 0 and 3.
-    codebook, z_e = array([5, 1, -1, 5, 1], (1, 5, 1)), array([0, 5, 3, -9], (1, 1, 4, 1, 1))
-    np.testing.assert_array_equal(run(nearest.nearest_code, z_e, codebook).ravel(), [1, 0, 0, 2])
+    # Small integers with the mean 1, so that every distance is exact: 0 is as far from the codes of 1 and -1, 3 from
+    # those of 1 and 5; 5 is exactly at two codes.
+    codebook, z_e = array([5, 1, -1, 5, 1, 1, -1, -3], (1, 8, 1)), array([0, 5, 3, -9], (1, 1, 4, 1, 1))
+    np.testing.assert_array_equal(run(nearest.nearest_code, z_e, codebook).ravel(), [1, 0, 0, 7])
+
+
+@pytest.mark.parametrize("at_once", [1024, 100])
+def test_an_offset_that_all_vectors_share_changes_no_code(monkeypatch, at_once):
+    monkeypatch.setattr(nearest, "CODES_AT_ONCE", at_once)
+    z_e, codebook = (1000 + random(shape, n) / 10 for n, shape in enumerate([(1, 50, 2, 8), (2, 512, 8)]))
+    differences = z_e.astype(np.float64)[..., None, :] - codebook.astype(np.float64)
+    expected = (differences**2).sum(-1)
+    np.testing.assert_array_equal(run(nearest.nearest_code, z_e, codebook), np.argmin(expected, axis=-1))
+    np.testing.assert_allclose(run(nearest.squared_distances, z_e, codebook), expected, rtol=1e-4)
 
 
 def test_numpy_arrays_give_what_arrays_of_jax_give():

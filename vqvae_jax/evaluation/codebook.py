@@ -10,6 +10,7 @@ from vqvae_jax.evaluation import metrics, plots
 from vqvae_jax.models.trunk import Family
 from vqvae_jax.run import Run
 
+LEAST_USAGE = 0.3  # share of the codes of a codebook in use below which it is said what to change
 MOST = 1024  # codes of a codebook whose distances are looked at, those in most use
 PAINTED = 64  # codes that are shown, those of the first codebook in most use
 SHOWN = 3  # positions of a side of such an image that are shown, from its middle
@@ -19,8 +20,9 @@ class Health(NamedTuple):
     """What is known of the codes of a finished run.
 
     `counts` [G,K]: how often each stands for a position of the training images. `nearest` [n]: the distance from each
-    code in use to the nearest other one of its codebook. `painted` uint8 [m,S,S,C]: the middle of images all of whose
-    positions have one and the same code of the first codebook, and the most frequent ones of the others.
+    code in use to the nearest other one of its codebook, among the `MOST` codes in most use. `painted` uint8 [m,S,S,C]:
+    the middle of images all of whose positions have one and the same code of the first codebook, and the most frequent
+    ones of the others.
     """
 
     counts: np.ndarray
@@ -63,11 +65,21 @@ def _nearest(model: Family, variables, order: list[np.ndarray], group: int) -> n
 def summary(health: Health) -> str:
     """Say in a line how many codes are in use, how evenly, and how far apart they lie."""
     used, perplexity = np.count_nonzero(health.counts), float(np.mean(metrics.perplexity(health.counts)))
-    text = f"{used:,} of {sum(health.sizes):,} in use, perplexity {perplexity:.1f} of {max(health.sizes):,}"
+    text = f"{used:,} of {sum(health.sizes):,} in use, perplexity {perplexity:.1f} of {np.mean(health.sizes):,.0f}"
     if not len(health.nearest):
         return text
     low, middle, high = np.percentile(health.nearest, (5, 50, 95))
     return f"{text}; from a code to its nearest {middle:.2g} (5 to 95 %: {low:.2g} to {high:.2g})"
+
+
+def advice(health: Health, changes: str) -> str | None:
+    """Say which options to change where a codebook is in use by a small part of its codes; None where none is."""
+    usage = metrics.codebook_usage(health.counts, health.sizes)
+    worst = int(np.argmin(usage))
+    if not changes or usage[worst] >= LEAST_USAGE:
+        return None
+    which = f" of codebook {worst + 1}" if len(usage) > 1 else ""
+    return f"{100 * usage[worst]:.1f} % of the codes{which} are in use: in model.quantizer, {changes}"
 
 
 def draw(path: str | Path, health: Health, record: list[dict], title: str) -> None:

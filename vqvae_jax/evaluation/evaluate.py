@@ -85,6 +85,7 @@ def summarise(run: Run, source: Source, measured: Measured, num_images: int = 0)
         codes = {"codebook_usage": float(np.mean(metrics.codebook_usage(counts, run.model.codebook_sizes)))}
         codes |= {"perplexity": float(np.mean(metrics.perplexity(counts)))}
         codes |= {"codebook_size": counts.shape[1], "num_codebooks": counts.shape[0]}
+        codes |= {"codebook_sizes": list(run.model.codebook_sizes)}
     wanted, model, config = num_images or len(source), run.model, run.meta["config"]["model"]
     of_run = {"family": run.family, "likelihood": config["likelihood"], "step": run.meta["step"], "prior": run.prior}
     of_run |= {"samples": model.headline_samples, "in_expectation": model.draws_posterior}

@@ -1,5 +1,6 @@
 """An evaluation as a table for people."""
 
+import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -8,16 +9,6 @@ from vqvae_jax.evaluation.evaluate import CODED, SHOWN
 COLUMNS = {"bits_per_dim": "bits/dim", "rate": "rate", "distortion": "distortion", "psnr": "PSNR, dB", "ssim": "SSIM"}
 CODECS = {"png": "PNG", "webp": "lossless WebP"}
 MOST_CLASSES = 40  # that are printed; the file has all
-LEAST_USAGE = 0.1  # share of codes in use below which it is said what to change
-# By the name of the quantizer, options of model.quantizer.
-CHANGES = {
-    "finite_scalar": "give fewer or smaller levels",
-    "lookup_free": "raise diversity or entropy_weight, or give fewer bits",
-    "residual": "raise revival_threshold to just below 0.1, or lower codebook_size",
-    "vector_ema": "raise revival_threshold to just below 0.1, try distance=cosine, or lower codebook_size",
-    "vector_gradient": "name vector_ema or vector_simvq instead, try distance=cosine, or lower codebook_size",
-    "vector_simvq": "try distance=cosine or estimator=rotation, or lower codebook_size",
-}
 
 
 def _right(*names: str) -> list[Column]:
@@ -46,7 +37,7 @@ def print_table(result: dict) -> None:
         table.add_row(label, _number(result["given_label"]["bits_per_dim"]))
     if "perplexity" in result:
         table.add_row("codebook usage", f"{100 * result['codebook_usage']:.1f} %")
-        table.add_row(f"perplexity (at most {result['codebook_size']})", _number(result["perplexity"], 1))
+        table.add_row(f"perplexity (at most {np.mean(result['codebook_sizes']):g})", _number(result["perplexity"], 1))
     first = f", first {CODED:,} images" if number > CODED else ""
     for codec, bits in result.get("codecs", {}).items():
         table.add_row(f"bits/dim of {CODECS[codec]}, a file an image{first}", _number(bits))
@@ -60,13 +51,6 @@ def print_table(result: dict) -> None:
     for name, row in result["per_class"].items():
         classes.add_row(name, str(row["num_images"]), *(_number(row[key]) for key in keys))
     console.print(classes)
-
-
-def print_advice(result: dict, quantizer: str) -> None:
-    """Print which options to change if few codes are in use."""
-    usage = result.get("codebook_usage", 1.0)
-    if usage < LEAST_USAGE and quantizer in CHANGES:
-        print(f"advice:      {100 * usage:.1f} % of the codes are in use: in model.quantizer, {CHANGES[quantizer]}")
 
 
 def _labels(result: dict) -> dict[str, str]:

@@ -33,6 +33,7 @@ class ImageModel(Protocol):
     samples_latents: bool = False  # whether latents are drawn without a prior of their own stage: `sample_latents`
     takes_prior: bool = False  # whether a prior that is counted or learned may take the place of p(z)
     has_distances: bool = False  # whether sums over other codes can be made: `distances`
+    advice: str = ""  # which options of model.quantizer to change if few codes are in use
     headline_samples: int = 1  # draws of the bound that is reported
 
     @property

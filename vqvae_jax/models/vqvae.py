@@ -30,6 +30,10 @@ class VQVAE(Family):
         return self.quantizer.has_distances
 
     @property
+    def advice(self) -> str:
+        return self.quantizer.advice
+
+    @property
     def codebook_sizes(self) -> tuple[int, ...]:
         return self.quantizer.codebook_sizes
 

@@ -65,7 +65,9 @@ def revive(key: Key[Array, ""], ema: Ema, z_e: Split, threshold: float) -> Ema:
 
 def check_ema(ema_decay: float, ema_epsilon: float, revival_threshold: float) -> None:
     """Raise InputError unless these options of a quantizer are in range."""
-    at_least("quantizer", ema_decay=(ema_decay, 0), ema_epsilon=(ema_epsilon, 0))
+    at_least("quantizer", ema_decay=(ema_decay, 0))
+    if not 0 < ema_epsilon < math.inf:
+        raise InputError(f"quantizer.ema_epsilon is {ema_epsilon}: it must be above 0, as the count of a code may be 0")
     if ema_decay >= 1:
         raise InputError(f"quantizer.ema_decay is {ema_decay}: it must be below 1")
     if not 0 <= revival_threshold < NEW_CODE_SHARE:

@@ -1,6 +1,8 @@
 """Finite scalar quantization (Mentzer et al. 2023): each dimension is bounded and rounded; nothing is learned."""
 
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from vqvae_jax.quantizers.estimators import straight_through
 from vqvae_jax.quantizers.interface import Indices, Quantized, Vectors, to_float32
 from vqvae_jax.quantizers.joint_index import Parts, join_digits, split_indices, split_levels
 
-# The bound is wider than the outermost levels by this share, so that they are reached.
+# The bound is wider by this share than half the levels, as in the paper's listing.
 MARGIN = 1e-3
 
 
@@ -20,11 +22,16 @@ MARGIN = 1e-3
 class FiniteScalarQuantizer:
     """`levels[i]` values in dimension i, K = the product of them; above 2^14 it is several codes a position."""
 
-    levels: tuple[int, ...] = (8, 8, 8)
+    levels: Sequence[int] = (8, 8, 8)
 
     has_distances = False
+    advice = "give fewer dimensions, or fewer levels in each"
 
     def __post_init__(self):
+        try:  # a list has no hash, which jit needs
+            object.__setattr__(self, "levels", tuple(map(operator.index, self.levels)))
+        except TypeError as error:
+            raise InputError(f"quantizer.levels is {self.levels}: give whole numbers, e.g. (8, 5, 5)") from error
         if not self.levels:
             raise InputError("quantizer.levels is empty: give the levels of each dimension")
         at_least("quantizer", levels=(min(self.levels), 3))  # two are LookupFreeQuantizer's
@@ -75,7 +82,7 @@ class FiniteScalarQuantizer:
     def _bound(self, z):
         """Squash each dimension to its levels, whole numbers of which 0 is one, and 0 to 0 (app. A.1).
 
-        An even number of levels reaches half a level further down than up. The shift that brings 0 back to 0 is the
+        An even number of levels reaches one level further down than up. The shift that brings 0 back to 0 is the
         inverse of tanh, for which the paper's listing has tan.
         """
         half, offset = (self._sizes - 1) * (1 + MARGIN) / 2, np.where(self._sizes % 2, 0.0, 0.5)

@@ -41,6 +41,9 @@ class Quantizer(Protocol):
     @property
     def has_distances(self) -> bool: ...  # whether it is a `QuantizerWithDistances`
 
+    @property
+    def advice(self) -> str: ...  # which options to change if few codes are in use
+
     def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[Any, Any]: ...  # params and state, from a first batch
 
     def __call__(self, variables, z_e: Vectors, key: Key[Array, ""] | None = None) -> Quantized:

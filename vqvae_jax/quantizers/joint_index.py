@@ -5,6 +5,7 @@ each of neighbouring dimensions, as equal in number as can be.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ Digits = Int[AnyArray, "*b d"]
 Parts = tuple[tuple[int, ...], ...]  # the levels of each code of a position
 
 
-def split_levels(levels: tuple[int, ...]) -> Parts:
+def split_levels(levels: Sequence[int]) -> Parts:
     """Split the dimensions into as few codes as have at most `LARGEST` values each."""
     for count in range(1, len(levels) + 1):
         parts = tuple(tuple(part.tolist()) for part in np.array_split(np.asarray(levels, int), count))

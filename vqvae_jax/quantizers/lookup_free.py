@@ -32,7 +32,7 @@ def batch_entropy(log_odds: Float[Array, "n d"]) -> Float[Array, ""]:
 
 def _joint(log_odds):
     """Probabilities [n,2^d] of every value of d independent bits."""
-    p = jnp.ones((len(log_odds), 1))
+    p = jnp.ones((len(log_odds), 1), jnp.float32)
     for bit in jax.nn.sigmoid(log_odds).T:
         p = jnp.concatenate([p * (1 - bit)[:, None], p * bit[:, None]], axis=1)
     return p
@@ -53,6 +53,7 @@ class LookupFreeQuantizer:
     temperature: float = 1.0  # T
 
     has_distances = False
+    advice = "raise diversity or entropy_weight, or give fewer bits"
 
     def __post_init__(self):
         at_least("quantizer", bits=(self.bits, 1), commitment_cost=(self.commitment_cost, 0))
@@ -86,13 +87,13 @@ class LookupFreeQuantizer:
         """Take the sign of each dimension; 0 becomes -1."""
         z_e = to_float32(z_e, self.dim)
         bits = (z_e > 0).astype(jnp.int32)
-        z_q = 2.0 * bits - 1
+        z_q = jnp.asarray(2 * bits - 1, jnp.float32)
         losses = {"commitment": jnp.mean((z_e - z_q) ** 2)} | self._entropies(z_e)
         return Quantized(straight_through(z_e, z_q), join_digits(bits, self._parts), losses)
 
     def look_up(self, variables, indices: Indices) -> Float[Array, "*b d"]:
         """Give the vectors of -1 and 1."""
-        return 2.0 * split_indices(indices, self._parts) - 1
+        return jnp.asarray(2 * split_indices(indices, self._parts) - 1, jnp.float32)
 
     def next_state(self, variables, z_e: Vectors, indices: Indices, key: Key[Array, ""]):
         """Nothing moves."""

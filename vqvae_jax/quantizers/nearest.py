@@ -23,13 +23,19 @@ CODES_AT_ONCE = 1024
 
 def nearest_code(z_e: Split, codebook: Codebook) -> Int[Array, "*b g"]:
     """Find the index of the Euclidean nearest code; the lowest index wins a tie (eq. 1)."""
-    flat = z_e.reshape(-1, *z_e.shape[-2:])
+    flat, codebook = _centred(z_e.reshape(-1, *z_e.shape[-2:]), codebook)
     indices = [_nearest_of_one(flat[:, g], codebook[g]) for g in range(len(codebook))]
     return jnp.stack(indices, axis=-1).reshape(z_e.shape[:-1])
 
 
+def _centred(flat, codebook):
+    """Subtract the mean code from both. Distances stay; an offset that all share would cost their sums its digits."""
+    centre = jax.lax.stop_gradient(jnp.mean(codebook, axis=1, dtype=jnp.float32))
+    return flat - centre[None], codebook - centre[:, None]
+
+
 def _nearest_of_one(z_e: Vectors, codebook: Float[AnyArray, "k d"]) -> Int[Array, "n"]:
-    best_score, best = jnp.full(len(z_e), jnp.inf), jnp.zeros(len(z_e), jnp.int32)
+    best_score, best = jnp.full(len(z_e), jnp.inf, jnp.float32), jnp.zeros(len(z_e), jnp.int32)
     for start in range(0, len(codebook), CODES_AT_ONCE):
         codes = codebook[start : start + CODES_AT_ONCE]
         # |z - e|² without |z|², which no code can change.
@@ -51,7 +57,7 @@ def look_up(codebook: Codebook, indices: Indices) -> Float[Array, "*b g d"]:
 
 def squared_distances(z_e: Split, codebook: Codebook) -> Float[Array, "*b g k"]:
     """Give the squared distance to every code, all K at once."""
-    flat = z_e.reshape(-1, *z_e.shape[-2:])
+    flat, codebook = _centred(z_e.reshape(-1, *z_e.shape[-2:]), codebook)
     products = jnp.einsum("ngd,gkd->ngk", flat, codebook, precision="highest")
     squares = jnp.sum(flat**2, axis=-1, keepdims=True) + jnp.sum(codebook**2, axis=-1)[None]
     return jnp.maximum(squares - 2 * products, 0).reshape(*z_e.shape[:-1], codebook.shape[1])
@@ -59,7 +65,7 @@ def squared_distances(z_e: Split, codebook: Codebook) -> Float[Array, "*b g k"]:
 
 def count_codes(indices: Indices, codebook_size: int) -> Float[Array, "g k"]:
     """Count how often each code of each codebook occurs."""
-    return sum_by_code(jnp.ones((*indices.shape, 1)), indices, codebook_size)[..., 0]
+    return sum_by_code(jnp.ones((*indices.shape, 1), jnp.float32), indices, codebook_size)[..., 0]
 
 
 def sum_by_code(vectors: Split, indices: Indices, codebook_size: int) -> Float[Array, "g k d"]:
@@ -77,7 +83,7 @@ def draw_vectors(key: Key[Array, ""], z_e: Split, num: int) -> Float[Array, "g n
     """
     flat = jnp.asarray(z_e).reshape(-1, *z_e.shape[-2:])
     positions, groups, _ = flat.shape
-    offset = jax.random.uniform(key, (groups * num,)).reshape(groups, num)
+    offset = jax.random.uniform(key, (groups * num,), jnp.float32).reshape(groups, num)
     # Whole numbers, so that no two stretches share a vector; where there are too few, some stretches repeat.
     ends = np.arange(num + 1)[None] * positions // num
     lengths = np.maximum(np.diff(ends), 1)

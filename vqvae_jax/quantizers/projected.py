@@ -33,12 +33,16 @@ class Projected:
     def has_distances(self) -> bool:
         return self.quantizer.has_distances
 
+    @property
+    def advice(self) -> str:
+        return self.quantizer.advice
+
     def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[dict, Any]:
         """Draw projections that keep the mean square of a normal vector's numbers."""
         key, in_key, out_key = jax.random.split(key, 3)
         small = self.quantizer.dim
-        params: dict = {"in": jax.random.normal(in_key, (self.dim, small)) / self.dim**0.5}
-        params |= {"out": jax.random.normal(out_key, (small, self.dim)) / small**0.5}
+        params: dict = {"in": jax.random.normal(in_key, (self.dim, small), jnp.float32) / self.dim**0.5}
+        params |= {"out": jax.random.normal(out_key, (small, self.dim), jnp.float32) / small**0.5}
         own, state = self.quantizer.init(key, self._into({"params": params}, z_e))
         return params | {"quantizer": own}, state
 

@@ -40,6 +40,7 @@ class ResidualQuantizer:
     revival_threshold: float = 0.05
 
     has_distances = False  # those of a stage depend on the codes before it
+    advice = "raise revival_threshold to just below 0.1, or lower codebook_size"
 
     def __post_init__(self):
         at_least("quantizer", codebook_size=(self.codebook_size, 1), num_codebooks=(self.num_codebooks, 1))
@@ -89,7 +90,7 @@ class ResidualQuantizer:
             residual = residual - jax.lax.stop_gradient(code)
         codes = jnp.stack(codes, axis=-2)
         losses = {"commitment": commitment_loss(jnp.stack(residuals, axis=-2), codes)}
-        z_q = jnp.sum(codes if key is None else self._drop(key, codes), axis=-2)
+        z_q = jnp.sum(self._drop(key, codes) if self.quantizer_dropout and key is not None else codes, axis=-2)
         return Quantized(ESTIMATORS[self.estimator](z_e, z_q), jnp.concatenate(indices, axis=-1), losses)
 
     def look_up(self, variables, indices: Indices) -> Float[Array, "*b d"]:

@@ -27,7 +27,7 @@ def random_vectors(key: Key[Array, ""], z_e: Split, num: int) -> Float[Array, "g
     """Draw normal vectors, with the mean and the standard deviation of every dimension of the batch."""
     flat = jnp.asarray(z_e).reshape(-1, *z_e.shape[-2:])
     mean, deviation = jnp.mean(flat, axis=0)[:, None], jnp.std(flat, axis=0)[:, None]
-    return mean + deviation * jax.random.normal(key, (flat.shape[1], num, flat.shape[2]))
+    return mean + deviation * jax.random.normal(key, (flat.shape[1], num, flat.shape[2]), jnp.float32)
 
 
 STARTS: dict[str, Callable] = {"data": draw_vectors, "kmeans": kmeans, "random": random_vectors}

@@ -106,6 +106,8 @@ class VectorQuantizer(_VectorQuantizer):
     ema_epsilon: float = 1e-5
     revival_threshold: float = 0.05
 
+    advice = "raise revival_threshold to just below 0.1, try distance=cosine, or lower codebook_size"
+
     def __post_init__(self):
         super().__post_init__()
         check_ema(self.ema_decay, self.ema_epsilon, self.revival_threshold)
@@ -126,6 +128,8 @@ class VectorQuantizer(_VectorQuantizer):
 @dataclass(frozen=True)
 class GradientVectorQuantizer(_VectorQuantizer):
     """A codebook that is learned by gradient, through the second term of eq. (3)."""
+
+    advice = "name vector_ema or vector_simvq instead, try distance=cosine, or lower codebook_size"
 
     def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[dict, tuple]:
         return {"codebook": STARTS[self.start](key, self._split(z_e), self.codebook_size)}, ()
@@ -148,9 +152,11 @@ class SimVectorQuantizer(_VectorQuantizer):
 
     start: str = "random"
 
+    advice = "try distance=cosine or estimator=rotation, or lower codebook_size"
+
     def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[dict, Array]:
         frozen = STARTS[self.start](key, self._split(z_e), self.codebook_size)
-        identity = jnp.eye(self.embedding_dim)[None]
+        identity = jnp.eye(self.embedding_dim, dtype=jnp.float32)[None]
         return {"map": jnp.repeat(identity, self.num_codebooks, axis=0)}, frozen
 
     def learned_codebook(self, variables) -> Codebook:
