@@ -103,7 +103,8 @@ def damage(number: int, arguments, whole: dict) -> dict:
             same = outcome(workdir) == whole
         except InputError:  # in what further training alone would read, and a finished stage does not train
             same = status == 0 and read(workdir) == read(arguments.work / "whole")
-        case["resumed"] = "identical" if same else f"DIFFERENT (exit status {status})"
+        # Where no whole checkpoint is left, training stops with a line that says so.
+        case["resumed"] = "identical" if same else "named" if status == 2 else f"DIFFERENT (exit status {status})"
     return case
 
 
