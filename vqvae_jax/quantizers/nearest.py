@@ -18,7 +18,7 @@ Codebook = Float[AnyArray, "g k d"]
 # Squared length below which a vector has no direction.
 NO_LENGTH = 1e-12
 # Distances are compared for this many codes at a time, so K never multiplies the memory, on whatever device.
-CODES_AT_ONCE = 1024
+CODES_AT_ONCE = 512
 
 
 def nearest_code(z_e: Split, codebook: Codebook) -> Int[Array, "*b g"]:
@@ -35,18 +35,27 @@ def _centred(flat, codebook):
 
 
 def _nearest_of_one(z_e: Vectors, codebook: Float[AnyArray, "k d"]) -> Int[Array, "n"]:
-    best_score, best = jnp.full(len(z_e), jnp.inf, jnp.float32), jnp.zeros(len(z_e), jnp.int32)
-    for start in range(0, len(codebook), CODES_AT_ONCE):
-        codes = codebook[start : start + CODES_AT_ONCE]
+    size = min(len(codebook), CODES_AT_ONCE)
+    numbers = jnp.arange(size, dtype=jnp.int32)[None]
+
+    def block(number, found):
+        best_score, best = found
+        start = jnp.minimum(number * size, len(codebook) - size)  # the last block sees some codes once more
+        codes = jax.lax.dynamic_slice_in_dim(codebook, start, size)
         # |z - e|² without |z|², which no code can change.
         scores = jnp.sum(codes**2, axis=-1)[None] - 2 * jnp.matmul(z_e, codes.T, precision="highest")
         # Two minima are several times as fast as XLA's argmin on a CPU; of the same numbers, never computed twice.
         scores = jax.lax.optimization_barrier(scores)
         score = jnp.min(scores, axis=-1)
-        numbers = jnp.arange(len(codes), dtype=jnp.int32)[None]
-        index = jnp.min(jnp.where(scores == score[:, None], numbers, len(codes) - 1), axis=-1)
-        best, best_score = jnp.where(score < best_score, start + index, best), jnp.minimum(score, best_score)
-    return best
+        index = jnp.min(jnp.where(scores == score[:, None], numbers, size - 1), axis=-1)
+        return jnp.minimum(score, best_score), jnp.where(score < best_score, start + index, best)
+
+    z_e, codebook = jax.lax.stop_gradient((z_e, codebook))
+    found = jnp.full(len(z_e), jnp.inf, jnp.float32), jnp.zeros(len(z_e), jnp.int32)
+    if size == len(codebook):
+        return block(jnp.int32(0), found)[1]
+    # A loop of the program: XLA would hold the scores of all blocks of an unrolled one at once.
+    return jax.lax.fori_loop(0, -(-len(codebook) // size), block, found)[1]
 
 
 def look_up(codebook: Codebook, indices: Indices) -> Float[Array, "*b g d"]:
