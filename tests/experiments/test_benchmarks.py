@@ -91,7 +91,7 @@ def test_steps_of_quantizers_are_timed_in_their_smallest_form(monkeypatch, capsy
     first, second = last_line(capsys)["rows"]
     assert (first["name"], second["name"], first["over_first"]) == ("finite_scalar_9", "vector_ema_12", 1)
     np.testing.assert_allclose(second["over_first"], second["ms"] / first["ms"])
-    assert 0 < first["planned_mb"] < second["planned_mb"]  # which has a codebook of 4,096 codes
+    assert 0 < first["planned_mb"] <= second["planned_mb"]
 
 
 def test_the_full_matrix_finds_what_ours_does():
