@@ -6,11 +6,14 @@
 Any option can be changed on the command line: --config.model.hidden=64 --config.prior.name=none.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
+
+from vqvae_jax import registry
 
 Config = Any  # an ml_collections.ConfigDict, whose keys no type checker knows
 
@@ -20,41 +23,23 @@ CODES = {
     "embedding_dim": 32,  # D, numbers per code
 }
 
-# model.quantizer, which only the family "vqvae" has.
-VECTOR = CODES | {
+# model.quantizer, which only the family "vqvae" has: those of these that its class takes. What else it takes has the
+# default of the class. That is `start`, which is where codes start: at vectors of the first batch ("data"), at "kmeans"
+# of it, or at "random" normal ones with its moments.
+QUANTIZER = CODES | {
     "commitment_cost": 0.25,  # beta of eq. (3)
     "distance": "euclidean",  # or "cosine": of vectors normalised to length 1
     "estimator": "straight_through",  # or "rotation"
-    "start": "data",  # of the codes: vectors of the first batch; or "kmeans" of it, or "random" with its moments
-}
-EMA = {
     "ema_decay": 0.99,  # gamma of appendix A.1, per step
     "ema_epsilon": 1e-5,  # Laplace smoothing of the counts
     "revival_threshold": 0.05,  # share of uniform use below which a code is replaced; 0: never
-}
-QUANTIZERS = {
-    "finite_scalar": {"levels": (8, 5, 5, 5)},  # of each dimension; K is their product
-    "lookup_free": {
-        "bits": 10,  # K = 2^bits
-        "commitment_cost": 0.25,
-        "entropy_weight": 0.1,  # of the entropies of a position and of the batch
-        "diversity": 1.0,  # weight of the batch's entropy relative to that of a position
-        "temperature": 1.0,  # of the code's probabilities given a position
-    },
-    "residual": EMA
-    | {
-        "codebook_size": 128,  # K, codes per stage
-        "num_codebooks": 10,  # G, stages, each a code of the position
-        "embedding_dim": 32,  # D, numbers per position
-        "commitment_cost": 0.25,
-        "shared": False,  # one codebook for all stages
-        "quantizer_dropout": 0.0,  # share of images in training that have some first codes only
-        "estimator": "straight_through",  # or "rotation"
-        "start": "data",  # or "kmeans", "random"
-    },
-    "vector_ema": VECTOR | EMA,
-    "vector_gradient": VECTOR,  # the codebook loss of eq. (3)
-    "vector_simvq": VECTOR | {"start": "random"},  # frozen codes times a learned matrix
+    "shared": False,  # one codebook for all stages of "residual"
+    "quantizer_dropout": 0.0,  # share of images in training that have the codes of some first stages only
+    "levels": (8, 5, 5, 5),  # of each dimension of "finite_scalar"; K is their product
+    "bits": 10,  # of "lookup_free"; K = 2^bits
+    "entropy_weight": 0.1,  # of the entropies of a position and of the batch
+    "diversity": 1.0,  # weight of the batch's entropy relative to that of a position
+    "temperature": 1.0,  # of the code's probabilities given a position
 }
 
 # model.context: P(x | z) that also sees earlier pixels.
@@ -82,7 +67,7 @@ def get_config(family: str = "vqvae", quantizer: str = "vector_ema") -> Config:
     """Give a complete config of a family, and for the VQ-VAE of a quantizer; a key that it lacks cannot be set."""
     own = choose(FAMILIES, family, "default")
     if family == "vqvae":
-        own = {"quantizer": {"name": quantizer} | choose(QUANTIZERS, quantizer, "the quantizers")}
+        own = {"quantizer": quantizer_section(quantizer)}
     config = ml_collections.ConfigDict({"seed": 0, "logging": {"tensorboard": True}})
 
     config.data = ml_collections.ConfigDict()
@@ -159,9 +144,15 @@ def _optimizer(learning_rate: float, schedule: str, warmup_steps: int) -> dict:
     return {"name": "adam", "learning_rate": learning_rate, "schedule": schedule, "warmup_steps": warmup_steps}
 
 
+def quantizer_section(name: str) -> dict:
+    """Give the section of a quantizer in `registry.QUANTIZERS`, with its defaults."""
+    parameters = inspect.signature(choose(registry.QUANTIZERS, name, "the quantizers")).parameters
+    return {"name": name} | {key: QUANTIZER.get(key, argument.default) for key, argument in parameters.items()}
+
+
 def set_quantizer(config: Config, name: str, **options) -> Config:
     """Give a VQ-VAE's config another quantizer, with its defaults but for some options."""
-    own = ml_collections.ConfigDict({"name": name} | choose(QUANTIZERS, name, "the quantizers"))
+    own = ml_collections.ConfigDict(quantizer_section(name))
     own.update(options)
     with config.unlocked():
         config.model.quantizer = own

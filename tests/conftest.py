@@ -66,7 +66,7 @@ def tiny_quantizers() -> dict[str, dict]:
     """The section `model.quantizer` of each quantizer in small; the codes of `finite_scalar` differ in size."""
     codes = {"codebook_size": 5, "num_codebooks": 2, "embedding_dim": 3}
     small = {"finite_scalar": {"levels": (128, 3, 3, 64)}, "lookup_free": {"bits": 4}}
-    return {name: {"name": name} | options | small.get(name, codes) for name, options in default.QUANTIZERS.items()}
+    return {name: default.quantizer_section(name) | small.get(name, codes) for name in registry.QUANTIZERS}
 
 
 @pytest.fixture

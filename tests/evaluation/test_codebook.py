@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import default
 from vqvae_jax import registry
 from vqvae_jax.evaluation import codebook
 from vqvae_jax.run import Run
@@ -97,5 +96,5 @@ def test_few_codes_in_use_are_answered_with_the_options_to_change():
 @pytest.mark.parametrize("name", registry.QUANTIZERS)
 def test_advice_names_options_that_the_quantizer_has(name):
     words = set(re.findall(r"[a-z]+_[a-z_]+", registry.QUANTIZERS[name].advice)) - registry.QUANTIZERS.keys()
-    assert words <= default.QUANTIZERS[name].keys()
+    assert words <= registry.arguments(registry.QUANTIZERS[name])
     assert registry.QUANTIZERS[name].advice

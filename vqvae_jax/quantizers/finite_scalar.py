@@ -1,9 +1,9 @@
 """Finite scalar quantization (Mentzer et al. 2023): each dimension is bounded and rounded; nothing is learned."""
 
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,19 +12,18 @@ from jaxtyping import Array, Float, Key
 from vqvae_jax.errors import InputError, at_least
 from vqvae_jax.quantizers.estimators import straight_through
 from vqvae_jax.quantizers.interface import Indices, Quantized, Vectors, to_float32
-from vqvae_jax.quantizers.joint_index import Parts, join_digits, split_indices, split_levels
+from vqvae_jax.quantizers.joint_index import ScalarQuantizer, join_digits, split_indices, split_levels
 
 # The bound is wider by this share than half the levels, as in the paper's listing.
 MARGIN = 1e-3
 
 
 @dataclass(frozen=True)
-class FiniteScalarQuantizer:
+class FiniteScalarQuantizer(ScalarQuantizer):
     """`levels[i]` values in dimension i, K = the product of them; above 2^14 it is several codes a position."""
 
-    levels: Sequence[int] = (8, 8, 8)
+    levels: Sequence[Any] = (8, 8, 8)  # whole numbers; others are refused by name
 
-    has_distances = False
     advice = "give fewer dimensions, or fewer levels in each"
 
     def __post_init__(self):
@@ -35,45 +34,29 @@ class FiniteScalarQuantizer:
         if not self.levels:
             raise InputError("quantizer.levels is empty: give the levels of each dimension")
         at_least("quantizer", levels=(min(self.levels), 3))  # two are LookupFreeQuantizer's
-        split_levels(self.levels)
+        split_levels(self.digits)  # refuses more levels than a code can have
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return tuple(map(math.prod, self._parts))
-
-    @property
-    def dim(self) -> int:
-        return len(self.levels)
+    def digits(self) -> tuple[int, ...]:
+        return tuple(self.levels)
 
     @property
     def loss_weights(self) -> dict[str, float]:
         return {}
-
-    def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[dict, tuple]:
-        to_float32(z_e, self.dim)
-        return {}, ()
 
     def __call__(self, variables, z_e: Vectors, key: Key[Array, ""] | None = None) -> Quantized:
         """Round each dimension to its nearest level; there are no losses."""
         bounded = self._bound(to_float32(z_e, self.dim))
         lowest, highest = self._constants(-(self._sizes // 2), (self._sizes - 1) // 2, ndim=bounded.ndim)
         rounded = jnp.clip(jnp.round(bounded), lowest, highest)
-        indices = join_digits((rounded - lowest).astype(jnp.int32), self._parts)
+        indices = join_digits((rounded - lowest).astype(jnp.int32), self.parts)
         return Quantized(self._scale(straight_through(bounded, rounded)), indices, {})
 
     def look_up(self, variables, indices: Indices) -> Float[Array, "*b d"]:
         """Give the vectors, each dimension from -1 to 1, or to just below 1 where its levels are even."""
-        digits = split_indices(indices, self._parts)
+        digits = split_indices(indices, self.parts)
         (lowest,) = self._constants(-(self._sizes // 2), ndim=digits.ndim)
         return self._scale(digits + lowest)
-
-    def next_state(self, variables, z_e: Vectors, indices: Indices, key: Key[Array, ""]):
-        """Nothing moves."""
-        return variables["state"]
-
-    @property
-    def _parts(self) -> Parts:
-        return split_levels(self.levels)
 
     @property
     def _sizes(self) -> np.ndarray:

@@ -4,15 +4,16 @@ Priors and counts have an array of all K of a code. So a product of levels above
 each of neighbouring dimensions, as equal in number as can be.
 """
 
+import abc
 import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
 from vqvae_jax.errors import InputError
-from vqvae_jax.quantizers.interface import AnyArray, Indices
+from vqvae_jax.quantizers.interface import AnyArray, Indices, Vectors, to_float32
 
 LARGEST = 2**14
 
@@ -49,3 +50,35 @@ def split_indices(indices: Indices, parts: Parts) -> Int[Array, "*b d"]:
             digits.append(rest % levels)
             rest = rest // levels
     return jnp.stack(digits, axis=-1).astype(jnp.int32)
+
+
+class ScalarQuantizer(abc.ABC):
+    """What quantizers share whose dimensions are digits of joint indices, and of which nothing is learned."""
+
+    has_distances = False
+
+    @property
+    @abc.abstractmethod
+    def digits(self) -> tuple[int, ...]:
+        """The number of values of each dimension."""
+
+    @property
+    def parts(self) -> Parts:
+        """The digits of each code of a position."""
+        return split_levels(self.digits)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return tuple(map(math.prod, self.parts))
+
+    @property
+    def dim(self) -> int:
+        return len(self.digits)
+
+    def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[dict, tuple]:
+        to_float32(z_e, self.dim)
+        return {}, ()
+
+    def next_state(self, variables, z_e: Vectors, indices: Indices, key: Key[Array, ""]):
+        """Nothing moves."""
+        return variables["state"]

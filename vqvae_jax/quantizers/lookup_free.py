@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from vqvae_jax.errors import InputError, at_least
 from vqvae_jax.quantizers.estimators import straight_through
 from vqvae_jax.quantizers.interface import Indices, Quantized, Vectors, to_float32
-from vqvae_jax.quantizers.joint_index import Parts, join_digits, split_indices, split_levels
+from vqvae_jax.quantizers.joint_index import ScalarQuantizer, join_digits, split_indices
 
 
 def sample_entropy(log_odds: Float[Array, "n d"]) -> Float[Array, ""]:
@@ -39,7 +39,7 @@ def _joint(log_odds):
 
 
 @dataclass(frozen=True)
-class LookupFreeQuantizer:
+class LookupFreeQuantizer(ScalarQuantizer):
     """`bits` dimensions of -1 or 1, K = 2^bits; above 2^14 it is several codes a position.
 
     Its losses: commitment; the mean entropy of p(code | position) ~ exp(-|z - code|²/T), which is to be small; and the
@@ -52,7 +52,6 @@ class LookupFreeQuantizer:
     diversity: float = 1.0  # weight of the batch's entropy relative to that of the positions (gamma)
     temperature: float = 1.0  # T
 
-    has_distances = False
     advice = "raise diversity or entropy_weight, or give fewer bits"
 
     def __post_init__(self):
@@ -62,12 +61,8 @@ class LookupFreeQuantizer:
             raise InputError(f"quantizer.temperature is {self.temperature}: it must be above 0, and finite")
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return tuple(map(math.prod, self._parts))
-
-    @property
-    def dim(self) -> int:
-        return self.bits
+    def digits(self) -> tuple[int, ...]:
+        return (2,) * self.bits
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -79,35 +74,23 @@ class LookupFreeQuantizer:
             "batch_entropy": -weight * self.diversity,
         }
 
-    def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[dict, tuple]:
-        to_float32(z_e, self.dim)
-        return {}, ()
-
     def __call__(self, variables, z_e: Vectors, key: Key[Array, ""] | None = None) -> Quantized:
         """Take the sign of each dimension; 0 becomes -1."""
         z_e = to_float32(z_e, self.dim)
         bits = (z_e > 0).astype(jnp.int32)
         z_q = jnp.asarray(2 * bits - 1, jnp.float32)
         losses = {"commitment": jnp.mean((z_e - z_q) ** 2)} | self._entropies(z_e)
-        return Quantized(straight_through(z_e, z_q), join_digits(bits, self._parts), losses)
+        return Quantized(straight_through(z_e, z_q), join_digits(bits, self.parts), losses)
 
     def look_up(self, variables, indices: Indices) -> Float[Array, "*b d"]:
         """Give the vectors of -1 and 1."""
-        return jnp.asarray(2 * split_indices(indices, self._parts) - 1, jnp.float32)
-
-    def next_state(self, variables, z_e: Vectors, indices: Indices, key: Key[Array, ""]):
-        """Nothing moves."""
-        return variables["state"]
-
-    @property
-    def _parts(self) -> Parts:
-        return split_levels((2,) * self.bits)
+        return jnp.asarray(2 * split_indices(indices, self.parts) - 1, jnp.float32)
 
     def _entropies(self, z_e) -> dict[str, Array]:
         # |z - 1|² - |z + 1|² = -4z: given z, the bits of a code are independent of each other.
         log_odds = (4 / self.temperature) * z_e.reshape(-1, self.bits)
         found, start = [], 0
-        for part in self._parts:
+        for part in self.parts:
             own = log_odds[:, start : start + len(part)]
             found.append((sample_entropy(own), batch_entropy(own)))
             start += len(part)
