@@ -66,8 +66,7 @@ def config_of(
     config.seed = seed
     config.train.update(num_steps=steps, eval_every=max(1, steps // VALIDATIONS))
     config.train.checkpoint_every = config.train.eval_every
-    # A prior this short sees a fifth of the images, so that coding all of them first would take longer than it does.
-    config.prior.update(name="pixelcnn", codes="fresh", num_steps=prior_steps, eval_every=max(1, prior_steps // 4))
+    config.prior.update(name="pixelcnn", num_steps=prior_steps, eval_every=max(1, prior_steps // 4))
     config.data.data_dir = data_dir
     config.update_from_flattened_dict({key: value_of(text) for key, text in changes.items()})
     return config.to_dict()
@@ -161,7 +160,7 @@ def main():
     parser.add_argument("--data_dir")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), help=f"some of {', '.join(ROWS)}; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--prior_steps", type=int, default=300)
     parser.add_argument("--runs", type=Path, default=Path("runs/quantizers"))
     parser.add_argument("--out", type=Path, default=Path("experiments/results/quantizers"))
