@@ -20,8 +20,9 @@ SIZE = 4096
 CASE = replace(CASES["headline"], quantizer=CASES["headline"].quantizer | {"codebook_size": SIZE})
 WIDTH = CASE.options()["quantizer"]["embedding_dim"]
 POSITIONS = CASE.batch * (CASE.side // 4) ** 2
-# Of the plain network's temporary memory: rearranged copies for matrix products take as much again as this allows.
-MOST_MEMORY = 1.8
+# Of the plain network's temporary memory: rearranged copies for matrix products take as much again as this allows. Both
+# have the same quantizer, whose search once took so much that plain layers needed 243 MB and not 158; ours 313, now 277.
+MOST_MEMORY = 1.76
 # Of a run: the step, the first state, counting, measuring and reconstructing, and small ones between them.
 MOST_PROGRAMS = 30
 
@@ -74,7 +75,7 @@ def test_the_step_loops_over_random_bits_and_blocks_of_codes_alone(program):
     (over_codes,) = loops_of_numbers(program)
     assert f"f32[{SIZE},{WIDTH}]" in over_codes
     # The others are the rounds of the generator: for three keys, and for the vectors that revived codes start at.
-    assert Counter(name for _, name, _ in operations(program))["while"] <= 5
+    assert Counter(name for _, name, _ in operations(program))["while"] - 1 <= 4
     naive = text_of(lambda x: jax.lax.map(jnp.sum, x), jnp.ones((5, 3)))
     assert loops_of_numbers(naive)
 

@@ -34,11 +34,7 @@ class FiniteScalarQuantizer(ScalarQuantizer):
         if not self.levels:
             raise InputError("quantizer.levels is empty: give the levels of each dimension")
         at_least("quantizer", levels=(min(self.levels), 3))  # two are LookupFreeQuantizer's
-        split_levels(self.digits)  # refuses more levels than a code can have
-
-    @property
-    def digits(self) -> tuple[int, ...]:
-        return tuple(self.levels)
+        split_levels(self.levels)  # refuses more levels than a code can have
 
     @property
     def loss_weights(self) -> dict[str, float]:

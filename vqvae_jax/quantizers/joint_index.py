@@ -7,6 +7,7 @@ each of neighbouring dimensions, as equal in number as can be.
 import abc
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,13 +60,13 @@ class ScalarQuantizer(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def digits(self) -> tuple[int, ...]:
+    def levels(self) -> Sequence[Any]:
         """The number of values of each dimension."""
 
     @property
     def parts(self) -> Parts:
-        """The digits of each code of a position."""
-        return split_levels(self.digits)
+        """The levels of each code of a position."""
+        return split_levels(self.levels)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -73,7 +74,7 @@ class ScalarQuantizer(abc.ABC):
 
     @property
     def dim(self) -> int:
-        return len(self.digits)
+        return len(self.levels)
 
     def init(self, key: Key[Array, ""], z_e: Vectors) -> tuple[dict, tuple]:
         to_float32(z_e, self.dim)

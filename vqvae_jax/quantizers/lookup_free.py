@@ -61,7 +61,7 @@ class LookupFreeQuantizer(ScalarQuantizer):
             raise InputError(f"quantizer.temperature is {self.temperature}: it must be above 0, and finite")
 
     @property
-    def digits(self) -> tuple[int, ...]:
+    def levels(self) -> tuple[int, ...]:
         return (2,) * self.bits
 
     @property
